@@ -1,0 +1,149 @@
+"""Names, units and definitions of everything that is reported, and the shapes of the files that carry it.
+
+One place, so that a number's definition stands beside its name wherever it is shown. Imports no torch.
+Section letters refer to the method pages listed in docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A reported quantity: its label, its unit and its definition in one sentence."""
+
+    label: str
+    unit: str
+    definition: str
+
+
+METRICS: dict[str, Metric] = {
+    "l0": Metric("L0", "features a token", "Mean number of features with activation > 0, over held-out tokens."),
+    "mse": Metric(
+        "MSE",
+        "normalised units",
+        "Squared error summed over dimensions, mean over held-out tokens, in units in which activations "
+        "have the norm that the normaliser gives them (mean_norm: sqrt(d_in) on average).",
+    ),
+    "nmse": Metric(
+        "NMSE (FVU)",
+        "fraction",
+        "Squared error divided by the total variance of the same tokens around their mean: 0 is perfect, "
+        "1 is what predicting the mean activation scores.",
+    ),
+    "explained_variance": Metric("Explained variance", "fraction", "1 - NMSE, pooled over tokens and dimensions."),
+    "explained_variance_centered": Metric(
+        "Explained variance, bias forgiven",
+        "fraction",
+        "1 - (error - squared mean error) / total variance: what is explained if a constant offset is forgiven.",
+    ),
+    "fvu_zero": Metric("Error / squared norm", "fraction", "Squared error divided by the squared norm, not centred."),
+    "gamma": Metric(
+        "Shrinkage gamma",
+        "ratio",
+        "Q/P with Q = sum |xhat|^2 and P = sum <x, xhat>: 1 is unbiased, below 1 the reconstruction is too short.",
+    ),
+    "gamma_centered": Metric(
+        "Centred gamma", "ratio", "The same ratio with x and xhat centred on their held-out means."
+    ),
+    "ce_clean": Metric("CE, clean", "nats a token", "Next-token cross-entropy of the untouched model."),
+    "ce_sae": Metric("CE with SAE", "nats a token", "The same with the site replaced by the reconstruction."),
+    "ce_zero": Metric("CE, zero ablation", "nats a token", "The same with the site set to zero."),
+    "ce_mean": Metric("CE, mean ablation", "nats a token", "The same with the site set to its held-out mean."),
+    "ce_recovered": Metric(
+        "CE recovered (zero)", "fraction", "(CE zero - CE with SAE) / (CE zero - CE clean): 1 is lossless."
+    ),
+    "ce_recovered_mean": Metric(
+        "CE recovered (mean)", "fraction", "(CE mean - CE with SAE) / (CE mean - CE clean): 1 is lossless."
+    ),
+    "delta_ce": Metric("Delta CE", "nats a token", "CE with SAE - CE clean: what the splice costs the model."),
+    "kl": Metric("KL", "nats a token", "KL(clean || spliced) of the next-token distributions."),
+    "dead_fraction": Metric("Dead", "fraction", "Share of features that never fire on the held-out tokens."),
+    "features_above_1e-2": Metric(
+        "Features > 1e-2", "features", "Features active on more than 1 % of held-out tokens (Wilson interval)."
+    ),
+    "features_above_1e-3": Metric(
+        "Features > 1e-3", "features", "Features active on more than 0.1 % of held-out tokens (Wilson interval)."
+    ),
+    "mean_activation": Metric(
+        "Mean activation",
+        "normalised units",
+        "Median over features (firing on >= 50 held-out tokens) of the mean activation when active, "
+        "decoder norm folded in.",
+    ),
+    "activation_spread": Metric(
+        "Activation spread", "decades", "Standard deviation over the same features of log10 mean activation."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A chart axis: what it shows, its unit, and whether it is logarithmic."""
+
+    label: str
+    unit: str = ""
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line, bar group or point set of a chart. `group` picks the colour (usually the variant)."""
+
+    name: str
+    x: list[Any]
+    y: list[Any]
+    group: str = ""
+    y_low: list[float] | None = None
+    y_high: list[float] | None = None
+    hover: list[str] | None = None  # one text a point; plain text, line breaks as \n
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart as data. The report draws it without knowing the evaluation that made it.
+
+    kind: `line` (points joined in x order), `points`, `bars`, `steps` (a histogram outline: x are bin centres,
+    y are counts) or `table` (then `columns` and `cells` hold the content and the axes are unused).
+    """
+
+    id: str
+    title: str
+    kind: Literal["line", "points", "bars", "steps", "table"]
+    x: Axis = Axis("")
+    y: Axis = Axis("")
+    series: list[Series] = field(default_factory=list)
+    note: str = ""  # how to read it, and the definitions behind it
+    columns: list[str] = field(default_factory=list)
+    cells: list[list[Any]] = field(default_factory=list)
+    first_screen: bool = False
+    section: str = ""  # report section heading, e.g. "Density"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the JSON form stored in results/<eval>.charts.json."""
+        return asdict(self)
+
+
+SUMMARY_ESTIMATES = (
+    "l0",
+    "mse",
+    "nmse",
+    "explained_variance",
+    "ce_clean",
+    "ce_sae",
+    "ce_zero",
+    "ce_mean",
+    "ce_recovered",
+    "delta_ce",
+    "gamma",
+    "gamma_centered",
+    "dead_fraction",
+    "features_above_1e-2",
+    "features_above_1e-3",
+    "mean_activation",
+)
+SUMMARY_FACTS = ("name", "variant", "hyper", "seed", "site", "d_in", "d_sae", "tokens", "train_tokens_per_second")
