@@ -88,6 +88,7 @@ class Axis:
     label: str
     unit: str = ""
     log: bool = False
+    reference: float | None = None  # a value worth a thin line across the plot (1: unbiased, lossless)
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,9 @@ class Series:
     y_low: list[float] | None = None
     y_high: list[float] | None = None
     hover: list[str] | None = None  # one text a point; plain text, line breaks as \n
+    x_low: list[float] | None = None
+    x_high: list[float] | None = None
+    join: list[str] | None = None  # one key a point: the line runs through the means of equal keys (seeds of a run)
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,12 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def write_bytes(path: Path, data: bytes) -> str:
+    """Write bytes atomically and return their SHA-256, as hex."""
+    write_atomic(path, lambda temporary: temporary.write_bytes(data))
+    return hashlib.sha256(data).hexdigest()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write text as UTF-8, atomically."""
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -11,68 +11,46 @@ The loss unit is "sum over d_in, mean over tokens"; every coefficient is for tha
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from monosem.autoencoder import (
+    Weights,
+    effective,
+    ghost_term,
+    relu_codes,
+    require_above_zero,
+    require_at_least_zero,
+    require_fractions,
+    row_errors,
+    squared_error,
+    tied_weights,
+)
+from monosem.dead import resample
+from monosem.kernels import Codes, DenseCodes, RaggedCodes, SparseCodes, decode
 from monosem.types import UserError
 
-Weights = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class SparseCodes:
-    """Feature activations as `k` (index, value) pairs a token; pairs with value 0 are inactive.
-
-    indices: int64 [n, k]; values: [n, k], >= 0; d_sae: number of features.
-    """
-
-    indices: Tensor
-    values: Tensor
-    d_sae: int
-
-    def dense(self) -> Tensor:
-        """Return the activations as a dense tensor [n, d_sae]."""
-        shape = (self.values.shape[0], self.d_sae)
-        return torch.zeros(shape, dtype=self.values.dtype, device=self.values.device).scatter(
-            1, self.indices, self.values
-        )
-
-    def fired(self) -> Tensor:
-        """Return bool [d_sae]: which features are active on at least one token."""
-        fired = torch.zeros(self.d_sae, dtype=torch.bool, device=self.values.device)
-        fired[self.indices[self.values > 0]] = True
-        return fired
-
-    def l0(self) -> Tensor:
-        """Return the mean number of active features a token, a scalar."""
-        return (self.values > 0).sum() / self.values.shape[0]
-
-
-@dataclass(frozen=True)
-class DenseCodes:
-    """Feature activations as a dense tensor `values [n, d_sae]`, >= 0."""
-
-    values: Tensor
-
-    def dense(self) -> Tensor:
-        """Return the activations, [n, d_sae]."""
-        return self.values
-
-    def fired(self) -> Tensor:
-        """Return bool [d_sae]: which features are active on at least one token."""
-        return (self.values > 0).any(dim=0)
-
-    def l0(self) -> Tensor:
-        """Return the mean number of active features a token, a scalar."""
-        return (self.values > 0).sum() / self.values.shape[0]
-
-
-Codes = SparseCodes | DenseCodes
+__all__ = [
+    "Codes",
+    "DenseCodes",
+    "Loss",
+    "Penalised",
+    "RaggedCodes",
+    "Recipe",
+    "SparseCodes",
+    "Step",
+    "Variant",
+    "Weights",
+    "make_variant",
+    "variant_class",
+    "variant_names",
+]
 
 
 @dataclass(frozen=True)
@@ -82,7 +60,7 @@ class Step:
     index, total: this step (from 0) and the number of steps, for warm-ups; the default is "after every warm-up".
     variance: total variance of the training activations around their mean (sum over d_in, mean over tokens); None
         takes that of the batch.
-    silent_tokens: int64 [d_sae], tokens seen since each feature last fired, before this batch; None: no feature is dead.
+    silent_tokens: int64 [d_sae], tokens seen since each feature last fired, before this batch; None: none is dead.
     dead_after: a feature is dead when it has been silent for more than this many tokens.
     """
 
@@ -96,13 +74,16 @@ class Step:
         """Return min(1, index / (fraction * total)): a linear warm-up over the first `fraction` of the steps."""
         return 1.0 if fraction * self.total <= 0 else min(1.0, self.index / (fraction * self.total))
 
+    def due(self, fractions: tuple[float, ...]) -> bool:
+        """Return whether this step is one of `fractions` of training (step 0 never is)."""
+        return self.index > 0 and any(self.index == round(fraction * self.total) for fraction in fractions)
+
     def dead(self, codes: Codes) -> Tensor:
         """Return bool [d_sae]: the features that are dead once this batch (`codes`) has been counted."""
         fired = codes.fired()
         if self.silent_tokens is None:
             return torch.zeros_like(fired)
-        n_tokens = codes.values.shape[0]
-        return ~fired & (self.silent_tokens + n_tokens > self.dead_after)
+        return ~fired & (self.silent_tokens + codes.n_tokens > self.dead_after)
 
 
 @dataclass(frozen=True)
@@ -137,7 +118,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """Interface of a variant; subclasses are frozen dataclasses that add hyperparameters and the five methods.
+    """Interface of a variant; subclasses are frozen dataclasses that add hyperparameters, `init`, `encode` and `loss`.
 
     decoder_norm: `"unit"` keeps every decoder row at norm 1 during training, `"free"` leaves it to the loss.
     """
@@ -146,6 +127,9 @@ class Variant:
 
     def check(self, d_in: int, d_sae: int) -> None:
         """Raise UserError when these hyperparameters can't work with these widths."""
+        for name, width in (("d_in", d_in), ("d_sae", d_sae)):
+            if width < 1:
+                raise UserError(f"{name} = {width}: must be at least 1")
 
     def recipe(self, d_sae: int) -> Recipe:
         """Return the published optimiser settings for a dictionary of `d_sae` features."""
@@ -164,12 +148,83 @@ class Variant:
         raise NotImplementedError
 
     def decode(self, w: Weights, codes: Codes) -> Tensor:
-        """Return the reconstruction [n, d_in] of feature activations."""
-        raise NotImplementedError
+        """Return the reconstruction f W_dec + b_dec, [n, d_in], of feature activations f."""
+        return decode(codes, w["W_dec"], w["b_dec"])
 
     def loss(self, w: Weights, x: Tensor, step: Step) -> Loss:
         """Return the training loss of a batch `x [n, d_in]`, as named terms."""
         raise NotImplementedError
+
+    def resamples(self, step: Step) -> bool:
+        """Return whether dead features have to be drawn anew (`resample`) before this step."""
+        return False
+
+    def resample(
+        self, w: Weights, x: Tensor, dead: Tensor, generator: torch.Generator
+    ) -> tuple[Weights, dict[str, Tensor]]:
+        """Return weights with the features `dead`, bool [d_sae], drawn anew from `x [n, d_in]`, and what was reset.
+
+        See `monosem.dead.resample`; the loss of a row is its squared reconstruction error.
+        """
+        losses = row_errors(x, self.decode(w, self.encode(w, x)))
+        return resample(w, x - w["b_dec"] if self.centres_input() else x, losses, dead, generator)
+
+    def centres_input(self) -> bool:
+        """Return whether the encoder sees x - b_dec instead of x."""
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Penalised(Variant):
+    """What `standard` and `tanh` share: a ReLU autoencoder with free decoder norms and a sparsity penalty.
+
+    f = ReLU(c W_enc + b_enc), where c = x, or x - b_dec with `subtract_b_dec`; the loss is
+    |x - xhat|^2 + lambda_t sum_i p(f_i |w_i|), where lambda_t = l1_coefficient min(1, t / (l1_warmup T)) at step t of
+    T and a subclass gives the penalty p.
+    decoder_init_norm: length of the rows of W_dec at the start. dead: the remedy for dead features, `"none"`,
+    `"ghost"` (adds `monosem.dead.ghost_loss`) or `"resample"` (`monosem.dead.resample`, when the fractions
+    `resample_at` of training are done).
+    """
+
+    l1_coefficient: float = 5.0
+    l1_warmup: float = 0.05
+    subtract_b_dec: bool = False
+    decoder_init_norm: float = 0.1
+    dead: Literal["none", "ghost", "resample"] = "none"
+    resample_at: tuple[float, ...] = (0.125, 0.25, 0.375, 0.5)
+
+    def penalty(self, fbar: Tensor) -> Tensor:
+        """Return p of effective activations `fbar` (any shape), elementwise; p(0) must be 0."""
+        raise NotImplementedError
+
+    def check(self, d_in: int, d_sae: int) -> None:
+        super().check(d_in, d_sae)
+        require_at_least_zero(l1_coefficient=self.l1_coefficient, l1_warmup=self.l1_warmup)
+        require_above_zero(decoder_init_norm=self.decoder_init_norm)
+        require_fractions(resample_at=self.resample_at)
+
+    def init(self, d_in: int, d_sae: int, generator: torch.Generator, sample: Tensor | None = None) -> Weights:
+        self.check(d_in, d_sae)
+        return tied_weights(d_in, d_sae, self.decoder_init_norm, generator)
+
+    def encode(self, w: Weights, x: Tensor) -> Codes:
+        return relu_codes(w, x, centred=self.subtract_b_dec)
+
+    def loss(self, w: Weights, x: Tensor, step: Step) -> Loss:
+        codes = self.encode(w, x)
+        xhat = self.decode(w, codes)
+        coefficient = self.l1_coefficient * step.ramp(self.l1_warmup)
+        sparsity = self.penalty(effective(w, codes)).sum() / len(x)
+        terms = {"mse": squared_error(x, xhat), "sparsity": coefficient * sparsity}
+        if self.dead == "ghost":
+            terms["ghost"] = ghost_term(w, x, xhat, step.dead(codes), centred=self.subtract_b_dec)
+        return Loss(terms, codes)
+
+    def centres_input(self) -> bool:
+        return self.subtract_b_dec
+
+    def resamples(self, step: Step) -> bool:
+        return self.dead == "resample" and step.due(self.resample_at)
 
 
 def variant_names() -> list[str]:
@@ -205,9 +260,8 @@ def make_variant(name: str, hyper: dict[str, Any]) -> Variant:
     for key in hyper:
         if key not in known:
             raise UserError(f'{key}: unknown key for variant "{name}"; known are {", ".join(known)}')
-    adapter = TypeAdapter(cls, config=ConfigDict(strict=True))
-    try:
-        return adapter.validate_python(hyper, strict=False)
+    try:  # strict as JSON is: 5 for 5.0 and a list for a tuple, but no "5" and no true for 1
+        return TypeAdapter(cls).validate_json(json.dumps(hyper, default=repr), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -1,0 +1,57 @@
+"""What comes along: variants, evaluations, formats and studies."""
+
+from __future__ import annotations
+
+import pkgutil
+from pathlib import Path
+
+from monosem.types import UserError
+
+HERE = Path(__file__).resolve().parent
+
+
+def study_files() -> dict[str, Path]:
+    """Return the studies that come along, by name: inside the package, or in the checkout it runs from."""
+    for folder in (HERE / "studies", HERE.parents[1] / "studies"):
+        found = {path.stem: path for path in sorted(folder.glob("*.toml"))}
+        if found:
+            return found
+    return {}
+
+
+def find_study(target: str) -> tuple[Path, Path | None]:
+    """Return the study file that `target` means, and its study folder if it lies in one.
+
+    target: a TOML file, a study folder (with study.toml), or the name of a study that comes along.
+    """
+    path = Path(target).expanduser()
+    if path.is_dir():
+        if not (path / "study.toml").exists():
+            raise UserError(
+                f"{path}: not a study folder (no study.toml in it); run `monosem compare STUDY.toml --out {path}`"
+            )
+        return path / "study.toml", path
+    if path.exists():
+        return path, path.parent if path.name == "study.toml" else None
+    known = study_files()
+    if target in known:
+        return known[target], None
+    raise UserError(f"{target}: no such study file or folder; studies that come along: {', '.join(known)}")
+
+
+def lines(what: str) -> list[str]:
+    """Return one line for each thing of a kind: variants, evals, formats or studies."""
+    if what == "studies":
+        return [f"{name}  {path}" for name, path in study_files().items()]
+    folders = {"variants": "variants", "evals": "evals", "formats": "formats"}
+    if what not in folders:
+        raise UserError(f'list "{what}": unknown; known are variants, evals, formats, studies')
+    names = sorted(m.name for m in pkgutil.iter_modules([str(HERE / folders[what])]))
+    return [f"{name:<12} {_first_line(HERE / folders[what] / f'{name}.py')}" for name in names]
+
+
+def _first_line(path: Path) -> str:
+    import ast
+
+    source = path if path.exists() else path.with_suffix("") / "__init__.py"
+    return (ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or "").partition("\n")[0]

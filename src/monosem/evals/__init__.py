@@ -1,0 +1,144 @@
+"""Evaluations: one file or folder each, found by name.
+
+An evaluation is a frozen dataclass whose fields are its settings. It reads what earlier stages wrote (`needs`), does
+what is common to all SAEs once (`prepare`), judges one run at a time (`run`) and describes its charts as data
+(`figure`). `version` rises when numbers may change.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import polars as pl
+
+from monosem.schema import Chart
+from monosem.types import Estimate, UserError
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What an evaluation may know of a run without loading it.
+
+    sae: SHA-256 of its weights; variant, hyper, seed: how it was made. folder: of the SAE.
+    """
+
+    name: str
+    variant: str
+    hyper: dict[str, Any]
+    seed: int
+    d_sae: int
+    sae: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What `prepare` gets: the study folder, its runs, and the settings of its `[measure]` section."""
+
+    folder: Path
+    runs: list[RunInfo]
+    bootstrap: int = 1000
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `run` returns. scalars: estimates by name, None where undefined; reasons: why; rows: a table."""
+
+    scalars: dict[str, Estimate | None]
+    rows: pl.DataFrame
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A run with its result, as `figure` gets it."""
+
+    info: RunInfo
+    result: Result
+
+    def value(self, name: str) -> float:
+        """Return a scalar's point value, NaN where undefined."""
+        estimate = self.result.scalars.get(name)
+        return float("nan") if estimate is None else estimate.value
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Interface of an evaluation."""
+
+    version: ClassVar[int] = 1
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def prepare(self, inputs: Inputs) -> Any:
+        """Do once what serves all runs."""
+        raise NotImplementedError
+
+    def run(self, info: RunInfo, prepared: Any) -> Result:
+        """Judge one run."""
+        raise NotImplementedError
+
+    def figure(self, judged: list[Judged]) -> list[Chart]:
+        """Return the charts of these results."""
+        raise NotImplementedError
+
+
+def evaluation_names() -> list[str]:
+    """Return the names of all evaluations: the modules of this folder."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def make_evaluation(name: str, settings: dict[str, Any] | None = None) -> Evaluation:
+    """Return the evaluation `name`. Raises UserError for an unknown name or setting."""
+    if name not in evaluation_names():
+        raise UserError(f'evaluation "{name}": unknown; known are {", ".join(evaluation_names())}')
+    module = importlib.import_module(f"{__name__}.{name}")
+    found = [
+        v
+        for v in vars(module).values()
+        if isinstance(v, type) and issubclass(v, Evaluation) and v.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise TypeError(f"{module.__name__} must define exactly one Evaluation, found {len(found)}")
+    known = list(found[0].__dataclass_fields__)
+    for key in settings or {}:
+        if key not in known:
+            raise UserError(f'{key}: unknown setting of evaluation "{name}"; known are {", ".join(known) or "none"}')
+    return found[0](**(settings or {}))
+
+
+def hyper_text(info: RunInfo) -> str:
+    """Return a run's hyperparameters as one readable line."""
+    return ", ".join(
+        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in info.hyper.items()
+    )
+
+
+def at_like_l0(judged: list[Judged], l0: dict[str, float]) -> list[Judged]:
+    """Return one run a variant, those whose L0 lies nearest to the middle of the range that all variants share.
+
+    l0: of each run, by name. The middle is geometric; where the ranges don't overlap it is the median of all L0.
+    """
+    by_variant: dict[str, list[Judged]] = {}
+    for one in judged:
+        if l0.get(one.info.name, 0) > 0:
+            by_variant.setdefault(one.info.variant, []).append(one)
+    if not by_variant:
+        return []
+    lows = [min(l0[j.info.name] for j in group) for group in by_variant.values()]
+    highs = [max(l0[j.info.name] for j in group) for group in by_variant.values()]
+    low, high = max(lows), min(highs)
+    everything = sorted(l0[j.info.name] for group in by_variant.values() for j in group)
+    middle = (low * high) ** 0.5 if low < high else everything[len(everything) // 2]
+    return [
+        min(
+            group,
+            key=lambda j: (
+                abs(l0[j.info.name] / middle - 1) if l0[j.info.name] > middle else middle / l0[j.info.name] - 1
+            ),
+        )
+        for group in by_variant.values()
+    ]

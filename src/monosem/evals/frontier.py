@@ -1,0 +1,169 @@
+"""How much is reconstructed with how many active features, and what the splice costs the model.
+
+One row a bootstrap draw: the same document resamples for every run, so that runs can be compared in pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from monosem.evals import Evaluation, Inputs, Judged, Result, RunInfo, hyper_text
+from monosem.metrics import Curve, compare_at_matched_l0, downstream, intervals, reconstruction, resamples
+from monosem.schema import METRICS, Axis, Chart, Series
+from monosem.sums import read_heldout, read_sums
+
+
+@dataclass(frozen=True)
+class Frontier(Evaluation):
+    """L0, MSE, NMSE, explained variance, shrinkage and cross-entropy (sections H.1 to H.4, H.8)."""
+
+    needs = ("sums",)
+
+    def prepare(self, inputs: Inputs) -> Any:
+        data = read_heldout(inputs.folder)
+        return inputs.folder, data, resamples(len(data.n), inputs.bootstrap)
+
+    def run(self, info: RunInfo, prepared: Any) -> Result:
+        folder, data, weights = prepared
+        sae, ce = read_sums(folder, info.name)
+        drawn = reconstruction(data, sae, weights)
+        scalars = intervals(reconstruction(data, sae), drawn, int(data.n.sum()))
+        if ce is not None:
+            drawn_ce = downstream(ce, weights)
+            scalars |= intervals(downstream(ce), drawn_ce, int(ce.n.sum()))
+            drawn |= drawn_ce
+        reasons = {name: "undefined: a denominator is zero" for name, value in scalars.items() if value is None}
+        return Result(scalars, pl.DataFrame({"draw": np.arange(len(weights)), **drawn}), reasons)
+
+    def figure(self, judged: list[Judged]) -> list[Chart]:
+        l0 = Axis("L0", "features a token", log=True)
+        charts = [
+            Chart(
+                "frontier",
+                "Reconstruction against sparsity",
+                "line",
+                l0,
+                Axis("NMSE", "fraction of variance", log=True),
+                _lines(judged, "nmse"),
+                note=f"Lower left is better. {METRICS['l0'].definition} {METRICS['nmse'].definition} "
+                "Bars: 95 % document bootstrap.",
+                first_screen=True,
+                section="Frontier",
+            )
+        ]
+        for name, first in (("ce_recovered", True), ("ce_recovered_mean", False), ("delta_ce", False), ("kl", False)):
+            lines = _lines(judged, name)
+            if lines:
+                metric = METRICS[name]
+                axis = Axis(metric.label, metric.unit, reference=1.0 if metric.unit == "fraction" else 0.0)
+                charts.append(
+                    Chart(
+                        name.replace("_", "-"),
+                        f"{metric.label} against sparsity",
+                        "line",
+                        l0,
+                        axis,
+                        lines,
+                        note=metric.definition,
+                        first_screen=first,
+                        section="Downstream",
+                    )
+                )
+        for name in ("gamma", "gamma_centered"):
+            charts.append(
+                Chart(
+                    name.replace("_", "-"),
+                    f"{METRICS[name].label} against sparsity",
+                    "line",
+                    l0,
+                    Axis(METRICS[name].label, "ratio", reference=1.0),
+                    _lines(judged, name),
+                    note=METRICS[name].definition,
+                    section="Shrinkage",
+                )
+            )
+        return charts
+
+
+def _lines(judged: list[Judged], name: str) -> list[Series]:
+    """Return one line a variant, through the means over seeds, with the intervals of each point."""
+    lines = []
+    for variant in dict.fromkeys(j.info.variant for j in judged):
+        points = [j for j in judged if j.info.variant == variant and j.result.scalars.get(name) is not None]
+        points.sort(key=lambda j: j.value("l0"))
+        if not points:
+            continue
+        estimates = [j.result.scalars[name] for j in points]
+        l0s = [j.result.scalars["l0"] for j in points]
+        lines.append(
+            Series(
+                variant,
+                [e.value for e in l0s if e],
+                [e.value for e in estimates if e],
+                group=variant,
+                y_low=[e.low for e in estimates if e],
+                y_high=[e.high for e in estimates if e],
+                hover=[
+                    f"{j.info.name}\n{hyper_text(j.info)}\nseed {j.info.seed}, d_sae {j.info.d_sae}" for j in points
+                ],
+                join=[setting(j.info) for j in points],
+            )
+        )
+    return lines
+
+
+def setting(info: RunInfo) -> str:
+    """Return a key that is equal for runs that differ in their seed only."""
+    return f"{info.variant} {info.d_sae} {hyper_text(info)}"
+
+
+def curve(judged: list[Judged], variant: str) -> Curve | None:
+    """Return a variant's curve: one point a setting, the mean over its seeds in log space; None with fewer than two.
+
+    In the draws, seeds are resampled too where a setting has several.
+    """
+    groups: dict[str, list[Judged]] = {}
+    for one in judged:
+        if one.info.variant == variant and one.value("l0") > 0 and one.value("nmse") > 0:
+            groups.setdefault(setting(one.info), []).append(one)
+    if len(groups) < 2:
+        return None
+    rng = np.random.default_rng(0)
+    columns: dict[str, list[np.ndarray]] = {"l0": [], "nmse": []}
+    values: dict[str, list[float]] = {"l0": [], "nmse": []}
+    for members in groups.values():
+        draws = members[0].result.rows.height
+        picks = rng.integers(0, len(members), size=(draws, len(members)))
+        for name in columns:
+            logs = np.log(np.stack([m.result.rows[name].to_numpy() for m in members], axis=1))
+            columns[name].append(np.exp(np.take_along_axis(logs, picks, axis=1).mean(1)))
+            values[name].append(float(np.exp(np.mean([np.log(m.value(name)) for m in members]))))
+    return Curve(
+        np.array(values["l0"]), np.array(values["nmse"]), np.stack(columns["l0"], 1), np.stack(columns["nmse"], 1)
+    )
+
+
+def comparisons(judged: list[Judged], baseline: str) -> list[dict[str, Any]]:
+    """Compare every variant's L0/NMSE curve with the baseline's at matched L0 (see metrics.compare_at_matched_l0)."""
+    against = curve(judged, baseline)
+    out = []
+    for variant in dict.fromkeys(j.info.variant for j in judged):
+        if variant == baseline:
+            continue
+        mine = curve(judged, variant)
+        if mine is None or against is None:
+            found: dict[str, Any] = {"reason": "a curve needs at least two settings with L0 and NMSE above 0"}
+        else:
+            tokens = judged[0].result.scalars["nmse"]
+            found = compare_at_matched_l0(mine, against, tokens.n if tokens else 0)
+        ratio = found.get("ratio")
+        if ratio is None:
+            verdict = "not comparable"
+        else:
+            verdict = "lower" if ratio["high"] < 1 else "higher" if ratio["low"] > 1 else "undecided"
+        out.append({"variant": variant, **found, "verdict": verdict})
+    return sorted(out, key=lambda c: c["ratio"]["value"] if "ratio" in c else np.inf)

@@ -1,0 +1,378 @@
+"""The stages of a study, in order: harvest -> train -> measure -> report.
+
+Each reads files of the stage before and writes files for the next. A stage whose inputs have not changed (its header
+on disk equals the one it would write) is reused; one that was cut short goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+import tomllib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from monosem.activations import HARVEST_VERSION, Activations, harvest, load_tokens, open_activations
+from monosem.config import Run, Study, load_study, make_study
+from monosem.environment import describe
+from monosem.evals import Inputs, RunInfo, evaluation_names, make_evaluation
+from monosem.evaluate import evaluate
+from monosem.formats.saelens import load_sae
+from monosem.heldout import Splice, accumulate, document_groups, downstream, scored_positions
+from monosem.model import Model, load_model, model_identity, resolve_device
+from monosem.progress import Ticker
+from monosem.report import render
+from monosem.sources import documents, source_files
+from monosem.store import read_json, study_lock, value_hash, write_json, write_text
+from monosem.summary import build_summary
+from monosem.sums import read_header, sums_path, write_heldout, write_sums
+from monosem.text import pack
+from monosem.train import TRAIN_VERSION, Plan, RunSpec, Trainer, train
+from monosem.types import UserError
+
+MEASURE_VERSION = 1
+STAGES = ("harvest", "train", "measure", "report")
+CE_POSITIONS = 512  # positions whose logits are held at once, to bound memory
+EVALS = ("frontier", "density", "training")
+
+
+@dataclass
+class Work:
+    """A study being worked on: its folder, the language model once it is loaded, and what was done."""
+
+    study: Study
+    folder: Path
+    say: Callable[[str], object] = lambda _line: None
+    ticker: Ticker = field(default_factory=Ticker)
+    model: Model | None = None
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def get_model(self) -> Model:
+        """Load the study's language model, once."""
+        if self.model is None:
+            m = self.study.file.model
+            self.model = load_model(m.name, dtype=m.dtype, device=m.device, revision=m.revision)
+        return self.model
+
+    @property
+    def activations(self) -> Path:
+        """Where activations lie."""
+        return self.folder / "activations"
+
+    def sae_folder(self, run: str) -> Path:
+        """Where a run's SAE lies."""
+        return self.folder / "saes" / run
+
+
+def compare(
+    study: Study | dict[str, Any] | str | Path,
+    out: str | Path | None = None,
+    *,
+    only: str | None = None,
+    say: Callable[[str], object] = lambda _line: None,
+    ticker: Ticker | None = None,
+) -> Path:
+    """Run the stages of a study (or `only` one of STAGES) and return the report's path.
+
+    study: a Study, the content of a study file as a dict, or its path. out: the study folder, by default
+    runs/<study name>. say: called with one line a stage; ticker: opens progress bars.
+    Raises UserError for anything that the user can mend; finished work stays.
+    """
+    if isinstance(study, str | Path):
+        study = load_study(Path(study))
+    elif isinstance(study, dict):
+        study = make_study(study)
+    folder = Path(out) if out else Path("runs") / study.file.name
+    with study_lock(folder):
+        work = Work(study, folder, say, ticker or Ticker())
+        work.stages = read_json(folder / "stages.json") if (folder / "stages.json").exists() else {}
+        write_text(folder / "study.toml", study.toml())
+        write_json(folder / "environment.json", describe())
+        for name in (only,) if only else STAGES:
+            _run_stage(work, name)
+    return folder / "report.html"
+
+
+def _run_stage(work: Work, name: str) -> None:
+    began = time.perf_counter()
+    note = _STAGE[name](work)
+    seconds = time.perf_counter() - began
+    known = work.stages.get(name, {})
+    if note is None:
+        work.stages[name] = {**known, "status": "reused"}
+        work.say(f"{name}: reused, its inputs have not changed")
+    else:
+        work.stages[name] = {"seconds": seconds, "status": "resumed" if note.startswith("resumed") else "done"}
+        work.say(f"{name}: done in {seconds:.1f} s ({note})")
+    write_json(work.folder / "stages.json", work.stages)
+
+
+def run_evaluation(
+    study: Study, folder: Path, name: str, runs: str = "*", settings: list[str] | None = None
+) -> list[str]:
+    """Run the evaluation `name` (or `all`) over the runs whose name matches `runs`; return one line for each.
+
+    Raises UserError for an unknown evaluation or setting, or when no run matches.
+    """
+    values = dict(_setting(text) for text in settings or [])
+    with study_lock(folder):
+        work = Work(study, folder)
+        infos = [info for info in run_infos(work) if fnmatch.fnmatch(info.name, runs)]
+        if not infos:
+            known = ", ".join(run.name for run in study.runs)
+            raise UserError(f'--runs "{runs}": no run of this study matches; runs are {known}')
+        inputs = Inputs(folder, infos, study.file.measure.bootstrap)
+        shared = _measure_inputs(study, read_json(work.activations / "meta.json"))
+        lines = []
+        for one in evaluation_names() if name == "all" else [name]:
+            fresh = evaluate(make_evaluation(one, values), one, inputs, shared)
+            lines.append(f"{one}: {'done' if fresh else 'reused'}, {folder / 'results'}/<run>/{one}/result.json")
+    return lines
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, equals, raw = text.partition("=")
+    if not equals:
+        raise UserError(f'--set "{text}": write key=value')
+    try:
+        return key.strip(), tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), raw
+
+
+def harvest_header(study: Study) -> dict[str, Any]:
+    """Return what a study's activations depend on."""
+    m = study.file.model
+    return {
+        "version": HARVEST_VERSION,
+        "model": model_identity(m.name, dtype=m.dtype, device=m.device, revision=m.revision),
+        "site": m.site,
+        "context": m.context,
+        "batch_rows": m.batch_rows,
+        "text": {**study.file.text.model_dump(), "files": text_identity(study.file.text.source)},
+    }
+
+
+def text_identity(source: str) -> Any:
+    """Return what identifies a text source on disk: names, sizes and times of its files; None for other sources."""
+    return [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in source_files(source)]
+
+
+def _harvest(work: Work) -> str | None:
+    header = harvest_header(work.study)
+    meta_path = work.activations / "meta.json"
+    if meta_path.exists() and read_json(meta_path)["header"] == header:
+        return None
+    file = work.study.file
+    model = work.get_model()
+    site = model.site(file.model.site)
+    t = file.text
+    with work.ticker.bar("tokenise", t.train_tokens + t.eval_tokens, "tokens") as bar:
+        packed = pack(
+            documents(t.source, t.text_key, t.seed),
+            model.tokenizer,
+            context=file.model.context,
+            train_tokens=t.train_tokens,
+            eval_tokens=t.eval_tokens,
+            max_document_tokens=t.max_document_tokens,
+            progress=lambda kept, _wanted: bar.to(kept),
+        )
+    total = packed.eval.tokens.size + packed.train.tokens.size
+    resumed = (work.activations / "partial.json").exists()
+    with work.ticker.bar("harvest", total, "tokens") as bar:
+        meta = harvest(
+            model,
+            site,
+            packed,
+            work.activations,
+            header,
+            batch_rows=file.model.batch_rows,
+            max_norm_ratio=t.max_norm_ratio,
+            progress=bar.add,
+        )
+    train_split, eval_split = meta["splits"]["train"], meta["splits"]["eval"]
+    return ("resumed, " if resumed else "") + (
+        f"{train_split['tokens']:,} training and {eval_split['tokens']:,} held-out tokens of {eval_split['documents']} "
+        f"documents at {site.name}, {str(model.dtype).removeprefix('torch.')}"
+    )
+
+
+def plan_of(study: Study, meta: dict[str, Any]) -> tuple[Plan, list[RunSpec]]:
+    """Return the training plan and one spec a run; a run's key covers everything that its weights depend on.
+
+    meta: content of activations/meta.json. Raises UserError when there are fewer tokens than one batch.
+    """
+    file, t = study.file, study.file.train
+    tokens = t.tokens or meta["splits"]["train"]["tokens"]
+    steps = tokens // t.batch_size
+    if steps < 1:
+        raise UserError(f"train.tokens = {tokens} makes no batch of train.batch_size = {t.batch_size}; lower that")
+    facts = {
+        "site": file.model.site,
+        "model": file.model.name or "SmolLM2-135M-Instruct",
+        "context": file.model.context,
+        "activations": meta["hash"],
+    }
+    plan = Plan(
+        t.batch_size,
+        steps,
+        t.normalise,
+        t.shuffle_rows,
+        file.text.seed,
+        t.dead_after,
+        t.log_every,
+        t.checkpoint_seconds,
+        facts,
+    )
+    shared = {k: v for k, v in asdict(plan).items() if k not in ("log_every", "checkpoint_seconds")}
+
+    def spec(run: Run) -> RunSpec:
+        key = value_hash({"version": TRAIN_VERSION, "plan": shared, "run": run.as_dict()})
+        return RunSpec(run.name, run.variant_name, run.variant, run.d_sae, run.seed, run.recipe, key)
+
+    return plan, [spec(run) for run in study.runs]
+
+
+def _train(work: Work) -> str | None:
+    meta = read_json(work.activations / "meta.json")
+    plan, specs = plan_of(work.study, meta)
+    todo = [spec for spec in specs if not _trained(work.sae_folder(spec.name), spec.key)]
+    if not todo:
+        return None
+    for spec in todo:
+        spec.variant.check(meta["d_in"], spec.d_sae)
+    store = open_activations(work.activations, "train")
+    began = any((work.sae_folder(spec.name) / "checkpoint").is_dir() for spec in todo)
+    total = plan.steps * plan.batch_size
+    with work.ticker.bar("train", total, "tokens") as bar:
+
+        def report(step: int, trainers: list[Trainer]) -> None:
+            bar.to((step + 1) * plan.batch_size)
+            bar.table({t.spec.name: t.latest for t in trainers if t.latest})
+
+        train(
+            todo, plan, store, work.folder / "saes", device=resolve_device(work.study.file.model.device), report=report
+        )
+    kept = len(specs) - len(todo)
+    return ("resumed, " if began else "") + (
+        f"{len(todo)} runs, {plan.steps:,} steps of {plan.batch_size:,} tokens, {total / store.n:.2f} passes"
+        + (f"; {kept} runs reused" if kept else "")
+    )
+
+
+def _trained(folder: Path, key: str) -> bool:
+    if not (folder / "cfg.json").exists() or not (folder / "log.parquet").exists():
+        return False
+    return read_json(folder / "cfg.json").get("monosem", {}).get("train_key") == key
+
+
+def run_infos(work: Work) -> list[RunInfo]:
+    """Return what is known of the study's trained runs. Raises UserError naming one that is not trained yet."""
+    infos = []
+    for run in work.study.runs:
+        cfg_path = work.sae_folder(run.name) / "cfg.json"
+        if not cfg_path.exists():
+            raise UserError(f"{cfg_path}: run {run.name} is not trained yet; run `monosem train {work.folder}` first")
+        cfg = read_json(cfg_path)
+        ours = cfg["monosem"]
+        infos.append(
+            RunInfo(
+                run.name,
+                run.variant_name,
+                ours["hyper"],
+                run.seed,
+                cfg["d_sae"],
+                ours["weights_sha256"],
+                cfg_path.parent,
+            )
+        )
+    return infos
+
+
+def _measure_inputs(study: Study, meta: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "version": MEASURE_VERSION,
+        "activations": meta["hash"],
+        "tokens": value_hash([entry["sha256"] for entry in meta["splits"]["eval"]["shards"].values()]),
+        "ce_tokens": study.file.measure.ce_tokens,
+    }
+
+
+def _measure(work: Work) -> str | None:
+    meta = read_json(work.activations / "meta.json")
+    infos = run_infos(work)
+    shared = _measure_inputs(work.study, meta)
+    headers = {info.name: {**shared, "sae": info.sae} for info in infos}
+    todo = [info for info in infos if read_header(sums_path(work.folder, info.name)) != headers[info.name]]
+    if todo:
+        _measure_runs(work, todo, headers, shared)
+    inputs = Inputs(work.folder, infos, work.study.file.measure.bootstrap)
+    fresh = [evaluate(make_evaluation(name), name, inputs, shared) for name in EVALS]
+    if not todo and not any(fresh):
+        return None
+    return f"{len(todo)} runs on {meta['splits']['eval']['tokens']:,} held-out tokens"
+
+
+def _measure_runs(work: Work, todo: list[RunInfo], headers: dict[str, Any], shared: dict[str, Any]) -> None:
+    store = open_activations(work.activations, "eval")
+    file = work.study.file
+    device = resolve_device(file.model.device)
+    saes = [load_sae(info.folder).to(device) for info in todo]
+    group, groups = document_groups(store.columns["doc"])
+    size = file.measure.batch_size
+    with work.ticker.bar("measure", store.n, "tokens") as bar:
+        batches = ((x, group[here]) for x, here in store.batches(size))
+        data, sums = accumulate(saes, batches, groups, device, bar.add)
+    splice = _splice(work, store, group)
+    mean = torch.from_numpy(data.center + data.x.sum(0) / data.n.sum()).float()
+    rows = max(1, CE_POSITIONS // file.model.context)
+    model = work.get_model()
+    with work.ticker.bar("splice", int(splice.scored.sum()) * (len(saes) + 3), "tokens") as bar:
+        site = model.site(file.model.site)
+        ce = downstream(model, site, saes, splice, mean, groups, rows, bar.add)
+    write_heldout(work.folder, data, shared)
+    for info, sums_of_run, ce_of_run in zip(todo, sums, ce, strict=True):
+        write_sums(work.folder, info.name, sums_of_run, ce_of_run, headers[info.name])
+
+
+def _splice(work: Work, store: Activations, group: torch.Tensor) -> Splice:
+    """Return the held-out rows for the cross-entropy: spread evenly over the split until `ce_tokens` are scored."""
+    rows = load_tokens(work.activations, "eval")
+    tokens, doc = rows["tokens"], rows["doc"]
+    keep = torch.zeros(tokens.numel(), dtype=torch.bool)
+    keep[store.columns["place"]] = True
+    keep = keep.view(tokens.shape)
+    group_at = torch.zeros(tokens.numel(), dtype=torch.int64)
+    group_at[store.columns["place"]] = group
+    scored = scored_positions(keep, doc)
+    wanted = work.study.file.measure.ce_tokens or int(scored.sum())
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(tokens)))
+    enough = int((scored[order].sum(1).cumsum(0) < wanted).sum()) + 1
+    chosen = order[:enough].sort().values
+    return Splice(tokens[chosen], keep[chosen], scored[chosen], group_at.view(tokens.shape)[chosen])
+
+
+def _report(work: Work) -> str | None:
+    summary_path = work.folder / "summary.json"
+    infos = run_infos(work)
+    summary = build_summary(work.study, work.folder, infos, work.stages)
+    if summary_path.exists() and (work.folder / "report.html").exists():
+        before = read_json(summary_path)
+        if before.get("inputs") == summary["inputs"]:
+            return None
+    write_json(summary_path, summary)
+    render(work.folder)
+    return f"{work.folder / 'report.html'}"
+
+
+_STAGE: dict[str, Callable[[Work], str | None]] = {
+    "harvest": _harvest,
+    "train": _train,
+    "measure": _measure,
+    "report": _report,
+}

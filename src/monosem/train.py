@@ -1,0 +1,336 @@
+"""Train all runs of a study in lockstep over one stream of activations.
+
+The loop knows no variant: it asks for a loss, clips and steps, keeps decoder rows at norm 1 where the variant says so,
+counts how long each feature has been silent, and writes checkpoints that a killed run goes on from with bit-identical
+results.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from monosem.activations import Activations, training_order
+from monosem.formats.saelens import save_sae
+from monosem.normaliser import Kind, Normaliser, fit_normaliser
+from monosem.sae import Sae
+from monosem.store import write_atomic, write_bytes
+from monosem.types import UserError
+from monosem.variants import Loss, Recipe, Step, Variant, Weights
+
+TRAIN_VERSION = 1
+SAMPLE_ROWS = 2_000_000  # at most this many tokens, or 1,000 batches, set the normaliser and the variance
+RESAMPLE_ROWS = 65_536  # tokens whose loss decides where dead features are drawn anew (819,200 in the source)
+BDEC_ROWS = 32_768  # rows behind data-dependent biases
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One SAE to train. key: hash of everything its weights depend on."""
+
+    name: str
+    variant_name: str
+    variant: Variant
+    d_sae: int
+    seed: int
+    recipe: Recipe
+    key: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all runs share. steps: batches of batch_size tokens; facts: recorded with each SAE (site, model ...)."""
+
+    batch_size: int
+    steps: int
+    normalise: Kind = "mean_norm"
+    shuffle_rows: int = 0
+    shuffle_seed: int = 0
+    dead_after: int = 10_000_000
+    log_every: int = 0
+    checkpoint_seconds: float = 60.0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def learning_rate(self, recipe: Recipe, step: int) -> float:
+        """Return lr at `step`: linear warm-up, constant, linear fall to 0 over the last `lr_decay` of the steps."""
+        up = min(1.0, (step + 1) / recipe.lr_warmup) if recipe.lr_warmup else 1.0
+        tail = recipe.lr_decay * self.steps
+        down = min(1.0, (self.steps - step) / tail) if tail > 0 else 1.0
+        return recipe.lr * up * down
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is estimated once, before the first step, from a sample of the training activations.
+
+    variance: total variance of the normalised activations around their mean; sample: normalised rows [<= 32,768, d_in].
+    """
+
+    normaliser: Normaliser
+    variance: float
+    sample: Tensor
+
+
+def prepare(store: Activations, plan: Plan) -> Preparation:
+    """Fit the normaliser, the total variance and a sample for data-dependent biases. Deterministic."""
+    rows = min(store.n, SAMPLE_ROWS, 1000 * plan.batch_size)
+    index = np.sort(np.random.default_rng(plan.shuffle_seed).choice(store.n, size=rows, replace=False))
+    raw = store.rows(index)
+    normaliser = fit_normaliser(plan.normalise, raw)
+    x = normaliser.apply(raw)[0]
+    variance = float(x.double().var(dim=0, correction=0).sum())
+    pick = np.random.default_rng(plan.shuffle_seed + 1).choice(rows, size=min(rows, BDEC_ROWS), replace=False)
+    return Preparation(normaliser, variance, x[torch.from_numpy(np.sort(pick))])
+
+
+class Trainer:
+    """One run: weights, optimiser state, silence counters and log. `step` advances it by one batch."""
+
+    def __init__(self, spec: RunSpec, plan: Plan, start: Preparation, device: torch.device):
+        """Initialise the weights from the run's seed."""
+        self.spec, self.plan, self.start = spec, plan, start
+        d_in = start.sample.shape[1]
+        spec.variant.check(d_in, spec.d_sae)
+        generator = torch.Generator().manual_seed(spec.seed)
+        weights = spec.variant.init(d_in, spec.d_sae, generator, start.sample)
+        self.weights: Weights = {name: w.to(device).requires_grad_() for name, w in weights.items()}
+        self.silent = torch.zeros(spec.d_sae, dtype=torch.int64, device=device)
+        r = spec.recipe
+        self.optimiser = torch.optim.Adam(
+            list(self.weights.values()), lr=r.lr, betas=(r.beta1, r.beta2), eps=r.eps, fused=True
+        )
+        self.log: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        self.latest: dict[str, float] = {}
+
+    def step(self, x: Tensor, index: int, log: bool) -> None:
+        """Train on one batch of normalised activations [batch_size, d_in].
+
+        Raises UserError when the loss is not finite.
+        """
+        began = time.perf_counter()
+        plan, spec = self.plan, self.spec
+        at = Step(index, plan.steps, self.start.variance, self.silent, plan.dead_after)
+        loss = spec.variant.loss(self.weights, x, at)
+        total = loss.total
+        total.backward()
+        unit = spec.variant.constraint() == "unit"
+        if unit:
+            remove_parallel(self.weights["W_dec"])
+        clip = spec.recipe.clip
+        norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), clip if clip > 0 else math.inf, foreach=True)
+        if not torch.isfinite(norm):
+            raise UserError(
+                f"run {spec.name}: loss {float(total.detach()):.4g} gradient norm {float(norm):.4g} at step {index}; "
+                "lower its lr or coefficient, or set clip"
+            )
+        rate = plan.learning_rate(spec.recipe, index)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            if unit:
+                renormalise(self.weights["W_dec"])
+            self.silent += len(x)
+            self.silent[loss.codes.fired()] = 0
+        self.seconds += time.perf_counter() - began
+        if log:
+            self._record(loss, x, index, rate, float(norm))
+
+    @torch.no_grad()
+    def _record(self, loss: Loss, x: Tensor, index: int, rate: float, norm: float) -> None:
+        error = x - self.spec.variant.decode(self.weights, loss.codes)
+        nmse = float(error.square().sum() / len(x)) / self.start.variance
+        self.latest = {"l0": float(loss.codes.l0()), "nmse": nmse}
+        terms = {f"loss_{name}": float(value) for name, value in loss.terms.items()}
+        self.log.append(
+            {
+                "step": index,
+                "tokens": (index + 1) * self.plan.batch_size,
+                "loss": float(loss.total),
+                **terms,
+                **self.latest,
+                "dead": int((self.silent > self.plan.dead_after).sum()),
+                "lr": rate,
+                "gradient_norm": norm,
+                "tokens_per_second": (index + 1) * self.plan.batch_size / max(self.seconds, 1e-9),
+            }
+        )
+
+    @torch.no_grad()
+    def maybe_resample(self, store: Activations, index: int) -> None:
+        """Give dead features new directions if the variant asks for it before this step, and clear their moments."""
+        plan = self.plan
+        if not self.spec.variant.resamples(Step(index, plan.steps, self.start.variance, self.silent, plan.dead_after)):
+            return
+        rows = np.random.default_rng((self.spec.seed, index)).choice(
+            store.n, size=min(store.n, RESAMPLE_ROWS), replace=False
+        )
+        x = self.start.normaliser.apply(store.rows(np.sort(rows)))[0]
+        generator = torch.Generator().manual_seed(self.spec.seed * 1_000_003 + index)
+        dead = self.silent > self.plan.dead_after
+        new, reset = self.spec.variant.resample(self.weights, x, dead, generator)
+        for name, weight in self.weights.items():
+            weight.copy_(new[name])
+            state = self.optimiser.state.get(weight)
+            if state and name in reset:
+                state["exp_avg"][reset[name]] = 0
+                state["exp_avg_sq"][reset[name]] = 0
+        self.silent[dead] = 0
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that the rest of training depends on, as tensors."""
+        tensors = {f"w.{name}": w.detach() for name, w in self.weights.items()}
+        for name, w in self.weights.items():
+            for part, value in self.optimiser.state.get(w, {}).items():
+                tensors[f"adam.{name}.{part}"] = value
+        return {**tensors, "silent": self.silent}
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Take over a state written by `state` and its log."""
+        for name, w in self.weights.items():
+            w.copy_(tensors[f"w.{name}"])
+            prefix = f"adam.{name}."
+            state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            self.optimiser.state[w] = {key: value.to(w.device).clone() for key, value in state.items()}
+        self.silent.copy_(tensors["silent"])
+        self.log, self.seconds = facts["log"], facts["seconds"]
+
+    def sae(self) -> Sae:
+        """Return the trained SAE with what is known of its making."""
+        facts = {
+            "name": self.spec.name,
+            "seed": self.spec.seed,
+            "train_key": self.spec.key,
+            "tokens": self.plan.steps * self.plan.batch_size,
+            "batch_size": self.plan.batch_size,
+            "recipe": {name: getattr(self.spec.recipe, name) for name in Recipe.__dataclass_fields__},
+            "train_tokens_per_second": self.plan.steps * self.plan.batch_size / max(self.seconds, 1e-9),
+            **self.plan.facts,
+        }
+        weights = {name: w.detach() for name, w in self.weights.items()}
+        return Sae(self.spec.variant_name, self.spec.variant, weights, self.start.normaliser, facts)
+
+
+@torch.no_grad()
+def remove_parallel(w_dec: Tensor) -> None:
+    """Take from the gradient of each unit decoder row its part along the row (Towards Monosemanticity)."""
+    assert w_dec.grad is not None
+    along = (w_dec.grad * w_dec).sum(dim=1, keepdim=True)
+    w_dec.grad.addcmul_(along, w_dec, value=-1)
+
+
+def renormalise(w_dec: Tensor) -> None:
+    """Scale decoder rows [d_sae, d_in] to norm 1, in place."""
+    w_dec /= w_dec.norm(dim=1, keepdim=True).clamp_min(1e-8)
+
+
+Report = Callable[[int, "list[Trainer]"], object]
+
+
+def train(
+    specs: list[RunSpec],
+    plan: Plan,
+    store: Activations,
+    folder: Path,
+    *,
+    device: torch.device | None = None,
+    report: Report = lambda _step, _trainers: None,
+) -> None:
+    """Train `specs` over `store` and write each into `folder/<run>/` (SAE, log.parquet).
+
+    Starts from the last checkpoint that all runs have. `report(step, trainers)` is called after every step.
+    """
+    where = device or torch.device("cpu")
+    start = prepare(store, plan)
+    trainers = [Trainer(spec, plan, start, where) for spec in specs]
+    first = _resume(trainers, folder)
+    log_every = plan.log_every or max(1, plan.steps // 100)
+    order = training_order(
+        store.n,
+        plan.batch_size,
+        plan.steps,
+        capacity=plan.shuffle_rows or max(2**19, 64 * plan.batch_size),
+        seed=plan.shuffle_seed,
+        first=first,
+    )
+    saved = time.monotonic()
+    for step, index in enumerate(order, start=first):
+        x = start.normaliser.apply(store.rows(index).to(where))[0]
+        log = step % log_every == 0 or step == plan.steps - 1
+        for trainer in trainers:
+            trainer.maybe_resample(store, step)
+            trainer.step(x, step, log)
+        report(step, trainers)
+        if time.monotonic() - saved >= plan.checkpoint_seconds and step + 1 < plan.steps:
+            _checkpoint(trainers, folder, step + 1)
+            saved = time.monotonic()
+    for trainer in trainers:
+        _finish(trainer, folder / trainer.spec.name)
+
+
+def _finish(trainer: Trainer, folder: Path) -> None:
+    frame = pl.DataFrame(trainer.log, infer_schema_length=None)
+    write_atomic(folder / "log.parquet", frame.write_parquet)
+    save_sae(trainer.sae(), folder)
+    for old in (folder / "checkpoint").glob("step-*.safetensors"):
+        old.unlink()
+    if (folder / "checkpoint").is_dir():
+        (folder / "checkpoint").rmdir()
+
+
+def _checkpoint(trainers: list[Trainer], folder: Path, step: int) -> None:
+    """Write every run's state, then drop the older ones: at any moment one step is whole for all runs."""
+    for trainer in trainers:
+        facts = {"key": trainer.spec.key, "seconds": trainer.seconds, "log": trainer.log}
+        data = save({name: t.cpu().contiguous() for name, t in trainer.state().items()}, {"facts": json.dumps(facts)})
+        write_bytes(folder / trainer.spec.name / "checkpoint" / f"step-{step:09d}.safetensors", data)
+    for trainer in trainers:
+        for old in (folder / trainer.spec.name / "checkpoint").glob("step-*.safetensors"):
+            if old.name != f"step-{step:09d}.safetensors":
+                old.unlink()
+
+
+def _resume(trainers: list[Trainer], folder: Path) -> int:
+    """Restore the latest step that every run has a checkpoint of, and return it (0: start afresh)."""
+    steps = [
+        {
+            int(file.stem.removeprefix("step-"))
+            for file in (folder / t.spec.name / "checkpoint").glob("step-*.safetensors")
+        }
+        for t in trainers
+    ]
+    for step in sorted(set.intersection(*steps) if steps else set(), reverse=True):
+        states = [_read(folder / t.spec.name / "checkpoint" / f"step-{step:09d}.safetensors", t) for t in trainers]
+        if all(state is not None for state in states):
+            for trainer, state in zip(trainers, states, strict=True):
+                assert state is not None
+                trainer.restore(*state)
+            return step
+    return 0
+
+
+def _read(path: Path, trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return a checkpoint's tensors and facts; None when it belongs to other settings or can't be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["facts"])
+            if facts["key"] != trainer.spec.key:
+                return None
+            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return None

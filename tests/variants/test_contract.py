@@ -1,0 +1,265 @@
+"""What every variant must do, whatever its mathematics; variants are found by their file names."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import math
+from dataclasses import FrozenInstanceError, asdict, fields, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from monosem.kernels import DenseCodes, RaggedCodes, SparseCodes
+from monosem.types import UserError
+from monosem.variants import Step, Variant, Weights, make_variant, variant_class, variant_names
+
+D_IN, D_SAE, N = 6, 20, 33
+SHAPES = {
+    "W_enc": (D_IN, D_SAE),
+    "W_dec": (D_SAE, D_IN),
+    "b_dec": (D_IN,),
+    **dict.fromkeys(("b_enc", "b_gate", "b_mag", "r_mag", "threshold"), (D_SAE,)),
+}
+SETTINGS = {
+    "standard": [{}, {"dead": "ghost"}, {"subtract_b_dec": True}],
+    "tanh": [{}, {"tanh_scale": 3.0}, {"subtract_b_dec": True}],
+    "gated": [{}, {"mode": "norm_ff"}, {"mode": "paper"}],
+    "topk": [{"k": 4}, {"k": 4, "auxk": True}, {"k": 4, "auxk": True, "aux_relu": False}],
+}
+CASES = [
+    pytest.param(name, hyper, id=f"{name}-{i}")
+    for name in variant_names()
+    for i, hyper in enumerate(SETTINGS.get(name, [{}]))
+]
+STEP = Step(silent_tokens=torch.arange(D_SAE) * 10, dead_after=100)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def make(name: str, hyper: dict, dtype: torch.dtype = torch.float64) -> tuple[Variant, Weights, Tensor]:
+    """Return a variant, weights away from their symmetric start, and rows."""
+    variant = make_variant(name, hyper)
+    x = torch.randn((N, D_IN), generator=generator(1), dtype=dtype)
+    w = variant.init(D_IN, D_SAE, generator(2), x.float())
+    noise = generator(3)
+    w = {key: (v + 0.2 * torch.randn(v.shape, generator=noise)).to(dtype) for key, v in w.items()}
+    return variant, w, x
+
+
+def test_variants_are_found() -> None:
+    assert {"standard", "tanh", "gated", "topk"} <= set(variant_names())
+
+
+@pytest.mark.parametrize(("name", "hyper"), CASES)
+def test_settings_are_data(name: str, hyper: dict) -> None:
+    variant = make_variant(name, hyper)
+    assert variant == make_variant(name, hyper)
+    assert hash(variant) == hash(make_variant(name, hyper))
+    assert make_variant(name, asdict(variant)) == variant
+    assert asdict(variant).keys() == {f.name for f in fields(variant)}
+    first = fields(variant)[0].name
+    with pytest.raises(FrozenInstanceError):
+        setattr(variant, first, 3)
+    assert replace(variant, **asdict(variant)) == variant
+    assert name in type(variant).__name__.lower()
+    assert type(variant).__doc__
+    with pytest.raises(TypeError):
+        type(variant)(1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(("name", "hyper"), CASES)
+def test_start(name: str, hyper: dict) -> None:
+    variant = make_variant(name, hyper)
+    w = variant.init(D_IN, D_SAE, generator())
+    assert {key: tuple(v.shape) for key, v in w.items()} == {key: SHAPES[key] for key in w}
+    assert {"W_enc", "W_dec", "b_dec"} <= w.keys()
+    assert all(v.dtype == torch.float32 and v.isfinite().all() and v.is_contiguous() for v in w.values())
+    assert len({v.untyped_storage().data_ptr() for v in w.values()}) == len(w)  # no shared memory
+    again = variant.init(D_IN, D_SAE, generator())
+    assert all(torch.equal(w[key], again[key]) for key in w)
+    assert not torch.equal(w["W_dec"], variant.init(D_IN, D_SAE, generator(9))["W_dec"])
+    if variant.constraint() == "unit":
+        torch.testing.assert_close(w["W_dec"].norm(dim=1), torch.ones(D_SAE))
+
+
+@pytest.mark.parametrize(("name", "hyper"), CASES)
+@pytest.mark.parametrize("n", [1, N])
+def test_shapes_and_gradients(name: str, hyper: dict, n: int) -> None:
+    variant, w, x = make(name, hyper)
+    w = {key: v.requires_grad_() for key, v in w.items()}
+    loss = variant.loss(w, x[:n], STEP)
+    assert isinstance(loss.codes, DenseCodes | SparseCodes | RaggedCodes)
+    assert loss.codes.n_tokens == n
+    assert loss.codes.dense().shape == (n, D_SAE)
+    assert variant.decode(w, loss.codes).shape == (n, D_IN)
+    assert loss.codes.fired().shape == (D_SAE,)
+    assert all(term.shape == () for term in loss.terms.values())
+    torch.testing.assert_close(loss.total, sum(loss.terms.values(), torch.zeros((), dtype=x.dtype)))
+    grads = torch.autograd.grad(loss.total, list(w.values()), allow_unused=True)
+    for key, grad in zip(w, grads, strict=True):
+        assert grad is not None, key
+        assert grad.shape == w[key].shape
+        assert grad.isfinite().all()
+        assert grad.any() or n == 1, key
+
+
+@pytest.mark.parametrize(("name", "hyper"), CASES)
+def test_codes_are_never_negative_and_belong_to_the_loss(name: str, hyper: dict) -> None:
+    variant, w, x = make(name, hyper)
+    codes = variant.encode(w, x)
+    assert (codes.dense() >= 0).all()
+    assert codes.l0() > 0
+    assert torch.equal(codes.fired(), (codes.dense() > 0).any(0))
+    torch.testing.assert_close(codes.l0(), (codes.dense() > 0).sum() / N)
+    assert torch.equal(codes.dense(), variant.loss(w, x, STEP).codes.dense())
+    torch.testing.assert_close(variant.decode(w, codes), codes.dense() @ w["W_dec"] + w["b_dec"])
+
+
+@pytest.mark.parametrize(("name", "hyper"), CASES)
+def test_rows_do_not_see_each_other(name: str, hyper: dict) -> None:
+    variant, w, x = make(name, hyper)
+    alone = torch.cat([variant.encode(w, row[None]).dense() for row in x])
+    torch.testing.assert_close(variant.encode(w, x).dense(), alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "hyper"), CASES)
+def test_all_negative_rows(name: str, hyper: dict) -> None:
+    """No feature is active: the reconstruction is b_dec and nothing becomes NaN."""
+    variant, w, x = make(name, hyper)
+    w = {key: (v - 100 if key in ("b_enc", "b_gate", "b_mag") else v).requires_grad_() for key, v in w.items()}
+    loss = variant.loss(w, x, STEP)
+    assert loss.codes.l0() == 0
+    torch.testing.assert_close(variant.decode(w, loss.codes), w["b_dec"].expand(N, -1))
+    loss.total.backward()
+    assert loss.total.isfinite()
+    assert all(v.grad is None or v.grad.isfinite().all() for v in w.values())
+
+
+@pytest.mark.parametrize(("name", "hyper"), CASES)
+def test_equal_rows(name: str, hyper: dict) -> None:
+    """A batch without variance has a finite loss."""
+    variant, w, x = make(name, hyper)
+    assert variant.loss(w, x[:1].expand(5, -1), STEP).total.isfinite()
+
+
+@pytest.mark.parametrize(("name", "hyper"), CASES)
+@pytest.mark.parametrize("s", [0.5, 7.0])
+def test_scale_covariance(name: str, hyper: dict, s: float) -> None:
+    """Scaling rows, biases and coefficient by s scales the loss by s^2; TopK's is relative and doesn't change."""
+    variant, w, x = make(name, hyper)
+    scaled = {key: (v if key in ("W_enc", "W_dec", "r_mag") else s * v) for key, v in w.items()}
+    powers = {f.name for f in fields(variant)}
+    changes = {key: f(getattr(variant, key)) for key, f in SCALING.items() if key in powers and f(1.0) is not None}
+    changes = {key: value(s) for key, value in changes.items()}
+    before, after = (
+        v.loss(u, z, STEP).total for v, u, z in [(variant, w, x), (replace(variant, **changes), scaled, s * x)]
+    )
+    if hyper.get("dead") == "ghost":
+        pytest.skip("the exponential of a ghost feature isn't homogeneous")
+    torch.testing.assert_close(after, before * (1 if name == "topk" else s**2), rtol=1e-9, atol=0)
+
+
+SCALING = {
+    "l1_coefficient": lambda value: lambda s: value * s,
+    "tanh_scale": lambda value: lambda s: value / s,
+}
+
+
+@pytest.mark.parametrize(("name", "hyper"), CASES)
+def test_impossible_widths_are_refused(name: str, hyper: dict) -> None:
+    variant = make_variant(name, hyper)
+    variant.check(D_IN, D_SAE)
+    for d_in, d_sae, word in [(0, D_SAE, "d_in = 0"), (D_IN, 0, "d_sae = 0"), (-1, D_SAE, "d_in = -1")]:
+        with pytest.raises(UserError, match=word):
+            variant.check(d_in, d_sae)
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper", "word"),
+    [
+        ("standard", {"l1_coefficient": -1}, "l1_coefficient"),
+        ("standard", {"l1_warmup": -0.1}, "l1_warmup"),
+        ("standard", {"decoder_init_norm": 0}, "decoder_init_norm"),
+        ("standard", {"dead": "resample", "resample_at": [0.5, 1.5]}, "resample_at"),
+        ("tanh", {"l1_coefficient": math.nan}, "l1_coefficient"),
+        ("tanh", {"tanh_scale": 0}, "tanh_scale"),
+        ("gated", {"l1_coefficient": -1}, "l1_coefficient"),
+        ("gated", {"decoder_init_norm": -1}, "decoder_init_norm"),
+        ("gated", {"mode": "paper", "decoder_init_norm": 0.1}, "decoder_init_norm"),
+        ("topk", {"k": 0}, "k = 0"),
+        ("topk", {"k": D_SAE + 1}, "k = 21"),
+        ("topk", {"k": 1, "auxk_alpha": -1}, "auxk_alpha"),
+        ("topk", {"k": 1, "k_aux": -1}, "k_aux"),
+    ],
+)
+def test_impossible_values_are_refused(name: str, hyper: dict, word: str) -> None:
+    with pytest.raises(UserError, match=word) as error:
+        make_variant(name, hyper).check(D_IN, D_SAE)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=word):
+        make_variant(name, hyper).init(D_IN, D_SAE, generator())
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper", "word"),
+    [
+        ("nonsense", {}, "known are .*gated.*topk"),
+        ("standard", {"l1": 1}, "known are .*l1_coefficient"),
+        ("standard", {"l1_coefficient": "5"}, "l1_coefficient"),
+        ("standard", {"dead": "prayer"}, "dead"),
+        ("topk", {"k": 2.5}, "k = 2.5"),
+        ("topk", {"k": True}, "k = True"),
+        ("gated", {"mode": "mixed"}, "collapses"),
+        ("gated", {"mode": "other"}, "mode"),
+    ],
+)
+def test_wrong_settings_are_refused(name: str, hyper: dict, word: str) -> None:
+    with pytest.raises(UserError, match=word):
+        make_variant(name, hyper)
+
+
+def test_mixed_is_refused_in_python_too() -> None:
+    with pytest.raises(UserError, match="collapses"):
+        variant_class("gated")(mode="mixed")  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(("name", "hyper"), CASES)
+def test_recipe_is_possible(name: str, hyper: dict) -> None:
+    recipe = make_variant(name, hyper).recipe(2**15)
+    assert 0 < recipe.lr < 1e-2
+    assert 0 <= recipe.beta1 < recipe.beta2 < 1
+    assert 0 <= recipe.lr_decay <= 1
+    assert recipe.clip >= 0
+
+
+def test_recipe_of_the_gated_paper() -> None:
+    variant = make_variant("gated", {"mode": "paper"})
+    recipe = variant.recipe(100)
+    assert (recipe.lr, recipe.beta1, recipe.lr_warmup, recipe.clip) == (3e-4, 0.0, 1000, 0.0)
+    assert variant.constraint() == "unit"
+    assert variant.centres_input()
+    assert not make_variant("gated", {}).centres_input()
+    assert make_variant("gated", {"subtract_b_dec": True}).centres_input()
+    assert make_variant("gated", {}).constraint() == "free"
+
+
+@pytest.mark.parametrize("name", variant_names())
+def test_files_are_short(name: str) -> None:
+    """At most 60 lines of code: not counting blank lines, comments, imports and docstrings."""
+    source = inspect.getsource(inspect.getmodule(variant_class(name)))  # type: ignore[arg-type]
+    tree = ast.parse(source)
+    skipped: set[int] = set()
+    for node in ast.walk(tree):
+        text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        if text or isinstance(node, ast.Import | ast.ImportFrom):
+            skipped |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    lines = enumerate(source.splitlines(), start=1)
+    code = [
+        line for number, line in lines if number not in skipped and line.strip() and not line.strip().startswith("#")
+    ]
+    assert len(code) <= 60
+    assert not any("monosem.variants." in line for line in source.splitlines())  # never sideways
