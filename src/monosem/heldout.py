@@ -31,7 +31,7 @@ from monosem.model import Model, Site
 from monosem.normaliser import PER_TOKEN
 from monosem.sae import Sae
 from monosem.types import Estimate, UserError
-from monosem.variants import Codes, SparseCodes
+from monosem.variants import Codes, DenseCodes
 
 Progress = Callable[[int], object]
 
@@ -98,7 +98,7 @@ class SaeAccumulator:
         self.total.index_add_(0, feature, effective)
         self.square.index_add_(0, feature, effective.square())
         self.peak.scatter_reduce_(0, feature, effective, "amax")
-        n = codes.values.shape[0]
+        n = codes.n_tokens
         summed = torch.zeros(n, dtype=torch.float64, device=value.device).index_add_(0, token, effective)
         return torch.bincount(token, minlength=n), summed
 
@@ -112,12 +112,12 @@ class SaeAccumulator:
 
 def active_entries(codes: Codes) -> tuple[Tensor, Tensor, Tensor]:
     """Return the active entries of codes as (token, feature, value), each [entries], values > 0."""
-    if isinstance(codes, SparseCodes):
-        on = codes.values > 0
-        token = torch.arange(len(on), device=on.device)[:, None].expand_as(on)[on]
-        return token, codes.indices[on], codes.values[on]
-    token, feature = codes.values.nonzero(as_tuple=True)
-    return token, feature, codes.values[token, feature]
+    if isinstance(codes, DenseCodes):
+        token, feature = codes.values.nonzero(as_tuple=True)
+        return token, feature, codes.values[token, feature]
+    values = codes.values.flatten()
+    on = values > 0
+    return codes.layout.rows[on], codes.layout.indices[on], values[on]
 
 
 def document_groups(doc: Tensor) -> tuple[Tensor, int]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -235,6 +238,10 @@ def test_long_names_and_many_runs_do_not_widen_the_page(visit: Any, tmp_path: Pa
 
 
 def test_the_screenshot_script_saves_a_picture(browser: Browser, report: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "monosem.report.screenshot", str(report), str(tmp_path / "out.png")]
+    subprocess.run([*command, "--width", "800", "--height", "600", "--dark"], check=True)
+    picture = (tmp_path / "out.png").read_bytes()
+    assert struct.unpack(">II", picture[16:24]) == (800, 600)
+    assert main([str(tmp_path / "none.html"), str(tmp_path / "out.png")]) == 2
     with pytest.raises(UserError, match="no such file"):
         screenshot(tmp_path / "none.html", tmp_path / "out.png")
-    assert main([str(tmp_path / "none.html"), str(tmp_path / "out.png")]) == 2

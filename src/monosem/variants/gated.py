@@ -14,8 +14,6 @@ from monosem.kernels import active_products, decode
 from monosem.types import UserError
 from monosem.variants import Codes, Loss, Recipe, Step, Variant, Weights
 
-Mode = Literal["norm_uu", "norm_ff", "paper"]
-
 
 def _refuse_mixed(mode: str) -> str:
     if mode == "mixed":
@@ -46,7 +44,7 @@ class Gated(Variant):
     W_enc = W_dec^T, biases and r_mag 0. `subtract_b_dec` None: true for paper, else false.
     """
 
-    mode: Annotated[Mode, BeforeValidator(_refuse_mixed)] = "norm_uu"
+    mode: Annotated[Literal["norm_uu", "norm_ff", "paper"], BeforeValidator(_refuse_mixed)] = "norm_uu"
     l1_coefficient: float = 5.0
     l1_warmup: float = 0.05
     subtract_b_dec: bool | None = None

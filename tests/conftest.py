@@ -1,0 +1,99 @@
+"""Shared fixtures: a tiny random language model on disk, a corpus of made-up documents, and a study on both."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; threads of tiny products only wait
+
+WORDS = (
+    "the a cat dog tree river stone walks sees finds red blue old 12 7 2024 of and in under over then it was".split()
+)
+
+
+def make_documents(number: int = 60, words: int = 80, seed: int = 0) -> list[str]:
+    """Return made-up documents of `words` words each."""
+    rng = random.Random(seed)
+    return [" ".join(rng.choice(WORDS) for _ in range(words)) + f" end {i}." for i in range(number)]
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A .jsonl corpus of 60 documents."""
+    import json
+
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in make_documents()))
+    return path
+
+
+def make_tokenizer() -> Any:
+    """Return a byte-level BPE tokenizer trained on the made-up documents, `<|endoftext|>` = 0."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=["<|endoftext|>"], initial_alphabet=sorted(alphabet))
+    tokenizer.train_from_iterator(make_documents(20), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>", unk_token="<|endoftext|>"
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 4 blocks and width 32 with random weights, saved as a Hugging Face folder."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny_lm")
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=0,
+        eos_token_id=0,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_study(tiny_lm: Path, corpus: Path) -> dict[str, Any]:
+    """A study that runs in seconds: eight SAEs of 64 features on the tiny model."""
+    return {
+        "name": "tiny",
+        "model": {
+            "name": str(tiny_lm),
+            "site": "blocks.1.hook_resid_post",
+            "dtype": "float32",
+            "device": "cpu",
+            "context": 32,
+            "batch_rows": 4,
+        },
+        "text": {"source": str(corpus), "train_tokens": 3000, "eval_tokens": 1200},
+        "train": {"d_sae": 64, "batch_size": 128, "tokens": 6400, "lr": 3e-3, "checkpoint_seconds": 0.0},
+        "measure": {"bootstrap": 200},
+        "run": [
+            {"variant": "standard", "l1_coefficient": [0.5, 2.0]},
+            {"variant": "tanh", "l1_coefficient": [0.5, 2.0]},
+            {"variant": "gated", "l1_coefficient": [0.5, 2.0]},
+            {"variant": "topk", "k": [4, 8]},
+        ],
+    }
