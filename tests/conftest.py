@@ -11,9 +11,8 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; threads of tiny products only wait
 
-WORDS = (
-    "the a cat dog tree river stone walks sees finds red blue old 12 7 2024 of and in under over then it was".split()
-)
+COMMON = "the a cat dog tree river stone walks sees finds red blue old 12 7 2024 of and in under over then it was"
+WORDS = COMMON.split(" ")
 
 
 def make_documents(number: int = 60, words: int = 80, seed: int = 0) -> list[str]:

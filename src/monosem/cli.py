@@ -103,7 +103,11 @@ def _run(target: str, out: Path | None, settings: list[str] | None, only: str | 
 
     study, folder = _load(target, out, settings)
     ticker = TerminalTicker(Console(stderr=True))
-    path = run_stages(study, folder, only=only, say=_say, ticker=ticker)
+    try:
+        path = run_stages(study, folder, only=only, say=_say, ticker=ticker)
+    except KeyboardInterrupt:
+        _say("stopped; the same command goes on from the last finished shard or checkpoint")
+        raise typer.Exit(130) from None
     if only in (None, "report"):
         _say(f"report: {path}")
 
@@ -115,13 +119,10 @@ def _say(line: str) -> None:
 def run() -> int:
     """Run the command line and return its exit code: 2 with one sentence for what the user can mend."""
     try:
-        app(standalone_mode=False)
+        app()
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         return 2
-    except typer.Exit as error:
-        return error.exit_code
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on from the last checkpoint", err=True)
-        return 130
     return 0

@@ -47,8 +47,8 @@ class Normaliser:
         """Return a reconstruction in raw units without its tokens; raises UserError for per-token kinds."""
         if self.kind in PER_TOKEN:
             raise UserError(
-                f'normalise = "{self.kind}": codes alone can\'t be decoded into raw activations, because this normaliser '
-                "depends on each token; call sae(x) instead"
+                f'normalise = "{self.kind}": codes alone can\'t be decoded, as this normaliser depends on each token; '
+                "call sae(x) instead"
             )
         return xhat if self.scale == 1.0 else xhat / self.scale
 

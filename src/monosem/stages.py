@@ -10,63 +10,29 @@ import fnmatch
 import time
 import tomllib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from monosem.activations import HARVEST_VERSION, Activations, harvest, load_tokens, open_activations
+from monosem.activations import HARVEST_VERSION, harvest, open_activations
 from monosem.config import Run, Study, load_study, make_study
 from monosem.environment import describe
-from monosem.evals import Inputs, RunInfo, evaluation_names, make_evaluation
+from monosem.evals import Inputs, evaluation_names, make_evaluation
 from monosem.evaluate import evaluate
-from monosem.formats.saelens import load_sae
-from monosem.heldout import Splice, accumulate, document_groups, downstream, scored_positions
-from monosem.model import Model, load_model, model_identity, resolve_device
+from monosem.measuring import measure_inputs, measure_runs
+from monosem.model import model_identity, resolve_device
 from monosem.progress import Ticker
 from monosem.report import render
 from monosem.sources import documents, source_files
 from monosem.store import read_json, study_lock, value_hash, write_json, write_text
 from monosem.summary import build_summary
-from monosem.sums import read_header, sums_path, write_heldout, write_sums
 from monosem.text import pack
 from monosem.train import TRAIN_VERSION, Plan, RunSpec, Trainer, train
 from monosem.types import UserError
+from monosem.work import Work, run_infos
 
-MEASURE_VERSION = 1
 STAGES = ("harvest", "train", "measure", "report")
-CE_POSITIONS = 512  # positions whose logits are held at once, to bound memory
 EVALS = ("frontier", "density", "training")
-
-
-@dataclass
-class Work:
-    """A study being worked on: its folder, the language model once it is loaded, and what was done."""
-
-    study: Study
-    folder: Path
-    say: Callable[[str], object] = lambda _line: None
-    ticker: Ticker = field(default_factory=Ticker)
-    model: Model | None = None
-    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def get_model(self) -> Model:
-        """Load the study's language model, once."""
-        if self.model is None:
-            m = self.study.file.model
-            self.model = load_model(m.name, dtype=m.dtype, device=m.device, revision=m.revision)
-        return self.model
-
-    @property
-    def activations(self) -> Path:
-        """Where activations lie."""
-        return self.folder / "activations"
-
-    def sae_folder(self, run: str) -> Path:
-        """Where a run's SAE lies."""
-        return self.folder / "saes" / run
 
 
 def compare(
@@ -92,7 +58,6 @@ def compare(
         work = Work(study, folder, say, ticker or Ticker())
         work.stages = read_json(folder / "stages.json") if (folder / "stages.json").exists() else {}
         write_text(folder / "study.toml", study.toml())
-        write_json(folder / "environment.json", describe())
         for name in (only,) if only else STAGES:
             _run_stage(work, name)
     return folder / "report.html"
@@ -108,6 +73,7 @@ def _run_stage(work: Work, name: str) -> None:
         work.say(f"{name}: reused, its inputs have not changed")
     else:
         work.stages[name] = {"seconds": seconds, "status": "resumed" if note.startswith("resumed") else "done"}
+        write_json(work.folder / "environment.json", describe())  # of the work that was done last, not of a reuse
         work.say(f"{name}: done in {seconds:.1f} s ({note})")
     write_json(work.folder / "stages.json", work.stages)
 
@@ -127,7 +93,7 @@ def run_evaluation(
             known = ", ".join(run.name for run in study.runs)
             raise UserError(f'--runs "{runs}": no run of this study matches; runs are {known}')
         inputs = Inputs(folder, infos, study.file.measure.bootstrap)
-        shared = _measure_inputs(study, read_json(work.activations / "meta.json"))
+        shared = measure_inputs(study, read_json(work.activations / "meta.json"))
         lines = []
         for one in evaluation_names() if name == "all" else [name]:
             fresh = evaluate(make_evaluation(one, values), one, inputs, shared)
@@ -183,7 +149,8 @@ def _harvest(work: Work) -> str | None:
             progress=lambda kept, _wanted: bar.to(kept),
         )
     total = packed.eval.tokens.size + packed.train.tokens.size
-    resumed = (work.activations / "partial.json").exists()
+    partial = work.activations / "partial.json"
+    resumed = partial.exists() and read_json(partial).get("header") == header
     with work.ticker.bar("harvest", total, "tokens") as bar:
         meta = harvest(
             model,
@@ -271,90 +238,16 @@ def _trained(folder: Path, key: str) -> bool:
     return read_json(folder / "cfg.json").get("monosem", {}).get("train_key") == key
 
 
-def run_infos(work: Work) -> list[RunInfo]:
-    """Return what is known of the study's trained runs. Raises UserError naming one that is not trained yet."""
-    infos = []
-    for run in work.study.runs:
-        cfg_path = work.sae_folder(run.name) / "cfg.json"
-        if not cfg_path.exists():
-            raise UserError(f"{cfg_path}: run {run.name} is not trained yet; run `monosem train {work.folder}` first")
-        cfg = read_json(cfg_path)
-        ours = cfg["monosem"]
-        infos.append(
-            RunInfo(
-                run.name,
-                run.variant_name,
-                ours["hyper"],
-                run.seed,
-                cfg["d_sae"],
-                ours["weights_sha256"],
-                cfg_path.parent,
-            )
-        )
-    return infos
-
-
-def _measure_inputs(study: Study, meta: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "version": MEASURE_VERSION,
-        "activations": meta["hash"],
-        "tokens": value_hash([entry["sha256"] for entry in meta["splits"]["eval"]["shards"].values()]),
-        "ce_tokens": study.file.measure.ce_tokens,
-    }
-
-
 def _measure(work: Work) -> str | None:
     meta = read_json(work.activations / "meta.json")
     infos = run_infos(work)
-    shared = _measure_inputs(work.study, meta)
-    headers = {info.name: {**shared, "sae": info.sae} for info in infos}
-    todo = [info for info in infos if read_header(sums_path(work.folder, info.name)) != headers[info.name]]
-    if todo:
-        _measure_runs(work, todo, headers, shared)
+    shared = measure_inputs(work.study, meta)
+    todo = measure_runs(work, infos, shared)
     inputs = Inputs(work.folder, infos, work.study.file.measure.bootstrap)
     fresh = [evaluate(make_evaluation(name), name, inputs, shared) for name in EVALS]
     if not todo and not any(fresh):
         return None
-    return f"{len(todo)} runs on {meta['splits']['eval']['tokens']:,} held-out tokens"
-
-
-def _measure_runs(work: Work, todo: list[RunInfo], headers: dict[str, Any], shared: dict[str, Any]) -> None:
-    store = open_activations(work.activations, "eval")
-    file = work.study.file
-    device = resolve_device(file.model.device)
-    saes = [load_sae(info.folder).to(device) for info in todo]
-    group, groups = document_groups(store.columns["doc"])
-    size = file.measure.batch_size
-    with work.ticker.bar("measure", store.n, "tokens") as bar:
-        batches = ((x, group[here]) for x, here in store.batches(size))
-        data, sums = accumulate(saes, batches, groups, device, bar.add)
-    splice = _splice(work, store, group)
-    mean = torch.from_numpy(data.center + data.x.sum(0) / data.n.sum()).float()
-    rows = max(1, CE_POSITIONS // file.model.context)
-    model = work.get_model()
-    with work.ticker.bar("splice", int(splice.scored.sum()) * (len(saes) + 3), "tokens") as bar:
-        site = model.site(file.model.site)
-        ce = downstream(model, site, saes, splice, mean, groups, rows, bar.add)
-    write_heldout(work.folder, data, shared)
-    for info, sums_of_run, ce_of_run in zip(todo, sums, ce, strict=True):
-        write_sums(work.folder, info.name, sums_of_run, ce_of_run, headers[info.name])
-
-
-def _splice(work: Work, store: Activations, group: torch.Tensor) -> Splice:
-    """Return the held-out rows for the cross-entropy: spread evenly over the split until `ce_tokens` are scored."""
-    rows = load_tokens(work.activations, "eval")
-    tokens, doc = rows["tokens"], rows["doc"]
-    keep = torch.zeros(tokens.numel(), dtype=torch.bool)
-    keep[store.columns["place"]] = True
-    keep = keep.view(tokens.shape)
-    group_at = torch.zeros(tokens.numel(), dtype=torch.int64)
-    group_at[store.columns["place"]] = group
-    scored = scored_positions(keep, doc)
-    wanted = work.study.file.measure.ce_tokens or int(scored.sum())
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(tokens)))
-    enough = int((scored[order].sum(1).cumsum(0) < wanted).sum()) + 1
-    chosen = order[:enough].sort().values
-    return Splice(tokens[chosen], keep[chosen], scored[chosen], group_at.view(tokens.shape)[chosen])
+    return f"{todo} runs on {meta['splits']['eval']['tokens']:,} held-out tokens"
 
 
 def _report(work: Work) -> str | None:

@@ -23,6 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from monosem.activations import Activations, training_order
+from monosem.autoencoder import tangential, unit_rows
 from monosem.formats.saelens import save_sae
 from monosem.normaliser import Kind, Normaliser, fit_normaliser
 from monosem.sae import Sae
@@ -127,8 +128,10 @@ class Trainer:
         total = loss.total
         total.backward()
         unit = spec.variant.constraint() == "unit"
+        w_dec = self.weights["W_dec"]
         if unit:
-            remove_parallel(self.weights["W_dec"])
+            assert w_dec.grad is not None
+            w_dec.grad = tangential(w_dec.detach(), w_dec.grad)
         clip = spec.recipe.clip
         norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), clip if clip > 0 else math.inf, foreach=True)
         if not torch.isfinite(norm):
@@ -143,7 +146,7 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         with torch.no_grad():
             if unit:
-                renormalise(self.weights["W_dec"])
+                w_dec.copy_(unit_rows(w_dec))
             self.silent += len(x)
             self.silent[loss.codes.fired()] = 0
         self.seconds += time.perf_counter() - began
@@ -224,19 +227,6 @@ class Trainer:
         }
         weights = {name: w.detach() for name, w in self.weights.items()}
         return Sae(self.spec.variant_name, self.spec.variant, weights, self.start.normaliser, facts)
-
-
-@torch.no_grad()
-def remove_parallel(w_dec: Tensor) -> None:
-    """Take from the gradient of each unit decoder row its part along the row (Towards Monosemanticity)."""
-    assert w_dec.grad is not None
-    along = (w_dec.grad * w_dec).sum(dim=1, keepdim=True)
-    w_dec.grad.addcmul_(along, w_dec, value=-1)
-
-
-def renormalise(w_dec: Tensor) -> None:
-    """Scale decoder rows [d_sae, d_in] to norm 1, in place."""
-    w_dec /= w_dec.norm(dim=1, keepdim=True).clamp_min(1e-8)
 
 
 Report = Callable[[int, "list[Trainer]"], object]

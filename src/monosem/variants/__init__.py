@@ -166,7 +166,7 @@ class Variant:
 
         See `monosem.dead.resample`; the loss of a row is its squared reconstruction error.
         """
-        losses = row_errors(x, self.decode(w, self.encode(w, x)))
+        losses = torch.cat([row_errors(part, self.decode(w, self.encode(w, part))) for part in x.split(4096)])
         return resample(w, x - w["b_dec"] if self.centres_input() else x, losses, dead, generator)
 
     def centres_input(self) -> bool:

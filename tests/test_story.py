@@ -1,0 +1,225 @@
+"""From nothing to a report on the command line, on a real (tiny) model and text; then again; then after kill -9."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import tomli_w
+
+import monosem
+from monosem.schema import SUMMARY_ESTIMATES, SUMMARY_FACTS
+from monosem.store import file_hash
+from tests.conftest import make_documents
+
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "monosem", *map(str, arguments)]
+
+
+def run(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    assert done.returncode == code, done.stderr[-3000:]
+    return done
+
+
+def write_study(study: dict[str, Any], path: Path) -> Path:
+    path.write_text(tomli_w.dumps(study))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path, corpus: Path) -> Path:
+    """A study folder after one `compare`."""
+    folder = tmp_path_factory.mktemp("story")
+    study = {
+        "name": "tiny",
+        "model": {
+            "name": str(tiny_lm),
+            "site": "blocks.1.hook_resid_post",
+            "dtype": "float32",
+            "context": 32,
+            "batch_rows": 4,
+        },
+        "text": {"source": str(corpus), "train_tokens": 3000, "eval_tokens": 1200},
+        "train": {"d_sae": 64, "batch_size": 128, "tokens": 6400, "lr": 3e-3},
+        "measure": {"bootstrap": 200},
+        "run": [
+            {"variant": "standard", "l1_coefficient": [0.5, 2.0]},
+            {"variant": "tanh", "l1_coefficient": [0.5, 2.0]},
+            {"variant": "gated", "l1_coefficient": [0.5, 2.0]},
+            {"variant": "topk", "k": [4, 8], "auxk": True},
+        ],
+    }
+    done = run("compare", write_study(study, folder / "tiny.toml"), "--out", folder / "out")
+    assert "report:" in done.stdout
+    return folder / "out"
+
+
+def test_summary_follows_the_contract(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    assert len(summary["runs"]) == 8
+    for one in summary["runs"]:
+        assert set(SUMMARY_FACTS) <= set(one)
+        for name in SUMMARY_ESTIMATES:
+            estimate = one[name]
+            if estimate is None:
+                assert one["reasons"][name]
+                continue
+            assert set(estimate) == {"value", "low", "high", "n"}
+            assert estimate["low"] <= estimate["value"] + 1e-9
+            assert estimate["value"] <= estimate["high"] + 1e-9
+            assert estimate["n"] > 0
+        assert one["d_in"] == 32
+        assert one["d_sae"] == 64
+        assert one["features_above_1e-2"]["value"] <= one["features_above_1e-3"]["value"]
+        assert one["features_above_1e-2"]["value"] <= one["l0"]["value"] / 1e-2
+        assert one["explained_variance"]["value"] == pytest.approx(1 - one["nmse"]["value"])
+        assert one["delta_ce"]["value"] == pytest.approx(one["ce_sae"]["value"] - one["ce_clean"]["value"])
+        if one["variant"] == "topk":
+            assert one["l0"]["value"] <= one["hyper"]["k"]
+        rows = pl.read_parquet(finished / "results" / one["name"] / "density" / "rows.parquet")
+        assert rows["density"].sum() == pytest.approx(one["l0"]["value"], abs=1e-6)
+        assert rows.height == 64
+    hashes = {one["tokens_hash"] for one in summary["runs"]}
+    assert hashes == {summary["tokens"]["hash"]}
+    clean = {one["ce_clean"]["value"] for one in summary["runs"]}
+    assert len(clean) == 1
+
+
+def test_results_carry_headers(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    for one in summary["runs"]:
+        for name in ("frontier", "density", "training"):
+            header = json.loads((finished / "results" / one["name"] / name / "result.json").read_text())["header"]
+            assert {"schema", "eval", "version", "settings", "sae", "inputs"} <= set(header)
+            weights = finished / "saes" / one["name"] / "sae_weights.safetensors"
+            assert header["sae"] == file_hash(weights)
+
+
+def test_the_saved_saes_reproduce_the_measured_numbers(finished: Path) -> None:
+    import numpy as np
+
+    from monosem.activations import open_activations
+
+    store = open_activations(finished / "activations", "eval")
+    summary = json.loads((finished / "summary.json").read_text())
+    for one in summary["runs"]:
+        sae = monosem.load_sae(finished / "saes" / one["name"])
+        measured = monosem.measure(sae, [(store.rows(np.arange(store.n)), store.columns["doc"])], draws=200)
+        for name in ("l0", "mse", "nmse", "gamma", "gamma_centered", "dead_fraction"):
+            assert measured[name]["value"] == pytest.approx(one[name]["value"], rel=1e-4, abs=1e-6), name
+            assert measured[name]["low"] == pytest.approx(one[name]["low"], rel=1e-3, abs=1e-5), name
+
+
+def test_a_second_compare_reuses_everything(finished: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")}
+    done = run("compare", finished)
+    for stage in ("harvest", "train", "measure", "report"):
+        assert f"{stage}: reused" in done.stdout
+    assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")}
+    assert not list(finished.rglob(".*.part"))
+
+
+def test_a_changed_run_is_trained_alone(finished: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    kept = folder / "saes" / "topk-k8-auxk_True" / "sae_weights.safetensors"
+    before = kept.stat().st_mtime_ns
+    done = run("compare", folder, "--set", "run.0.l1_coefficient=[0.5, 1.0]")
+    assert "harvest: reused" in done.stdout
+    assert "1 runs" in done.stdout
+    assert "7 runs reused" in done.stdout
+    assert kept.stat().st_mtime_ns == before
+    names = [one["name"] for one in json.loads((folder / "summary.json").read_text())["runs"]]
+    assert names[:2] == ["standard-l1_0.5", "standard-l1_1"]
+
+
+def test_eval_runs_by_name(finished: Path) -> None:
+    done = run("eval", "all", finished, "--runs", "topk*")
+    assert "density:" in done.stdout
+    assert "nosuch" in run("eval", "nosuch", finished, code=2).stderr
+    assert "no run of this study matches" in run("eval", "density", finished, "--runs", "x*", code=2).stderr
+
+
+def test_damaged_activations_stop_the_next_stage(finished: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    shard = folder / "activations" / "train-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    done = run("train", folder, "--set", "train.lr=1e-2", code=2)
+    assert "train-00000.safetensors: truncated or altered" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def long_study(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> tuple[Path, Path]:
+    """A study whose stages last long enough to be killed in, and its folder after an undisturbed run."""
+    folder = tmp_path_factory.mktemp("long")
+    lines = (json.dumps({"text": text}) + "\n" for text in make_documents(2500, seed=5))
+    (folder / "corpus.jsonl").write_text("".join(lines))
+    study = {
+        "model": {"name": str(tiny_lm), "site": "blocks.2.hook_resid_post", "dtype": "float32", "context": 32},
+        "text": {"source": str(folder / "corpus.jsonl"), "train_tokens": 200_000, "eval_tokens": 20_000},
+        "train": {"d_sae": 64, "batch_size": 128, "tokens": 12_800, "lr": 3e-3, "checkpoint_seconds": 0.0},
+        "measure": {"bootstrap": 100, "ce_tokens": 500},
+        "run": [
+            {"variant": "standard", "l1_coefficient": [0.5, 2.0], "dead": "ghost"},
+            {"variant": "gated", "l1_coefficient": 1.0},
+            {"variant": "topk", "k": 4, "auxk": True},
+        ],
+    }
+    path = write_study(study, folder / "long.toml")
+    run("compare", path, "--out", folder / "whole")
+    return path, folder / "whole"
+
+
+def kill_during(stage: str, path: Path, out: Path, rng: random.Random) -> bool:
+    """Start `compare`, kill it with SIGKILL at a random moment of `stage`; return whether that moment was hit."""
+    pattern = {"harvest": "activations/*-*.safetensors", "train": "saes/*/checkpoint/step-*"}[stage]
+    before = {p.name for p in out.glob(pattern)}
+    wanted = rng.randint(1, 3)
+    process = subprocess.Popen(command("compare", path, "--out", out), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < end:
+        if len({p.name for p in out.glob(pattern)} - before) >= wanted:
+            break
+        time.sleep(0.001)
+    time.sleep(rng.random() * 0.05)
+    process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["harvest", "train"])
+def test_kill_9_at_three_random_moments_then_resume_is_bit_identical(
+    stage: str, long_study: tuple[Path, Path], tmp_path: Path
+) -> None:
+    path, whole = long_study
+    cut = tmp_path / "cut"
+    rng = random.Random()
+    assert all(kill_during(stage, path, cut, rng) for _ in range(3)), "the stage was over before the kill"
+    assert (cut / "activations" / "meta.json").exists() == (stage == "train")
+    assert not (cut / "summary.json").exists()
+    done = run("compare", path, "--out", cut)
+    assert f"{stage}: done" in done.stdout
+    assert "resumed" in done.stdout
+    names = sorted(p.relative_to(whole) for p in whole.rglob("*.safetensors"))
+    assert len(names) > 10
+    for name in names:
+        assert file_hash(whole / name) == file_hash(cut / name), name
