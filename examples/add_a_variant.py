@@ -14,7 +14,6 @@ from compare_in_python import make_study, print_runs
 
 import monosem
 import monosem.variants
-from monosem.formats import saelens
 
 HERE = Path(__file__).resolve().parent
 
@@ -22,7 +21,6 @@ HERE = Path(__file__).resolve().parent
 def main() -> None:
     """Look at the new variant by itself, then train it beside the standard one."""
     monosem.variants.__path__.append(str(HERE / "variants"))
-    saelens.ARCHITECTURE.setdefault("sqrt", "standard")  # it is saved as what its encoder is: SAELens' `standard`
     print("variants:", ", ".join(monosem.variants.variant_names()))
 
     sae = monosem.make_sae("sqrt", d_in=32, d_sae=128, knee=0.5)

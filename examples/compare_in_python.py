@@ -91,7 +91,7 @@ def make_study(folder: Path) -> dict[str, Any]:
         "measure": {"bootstrap": 200},
         "run": [
             {"variant": "standard", "l1_coefficient": [0.3, 1.0]},
-            {"variant": "topk", "k": [4, 8]},
+            {"variant": "topk", "k": [24, 48]},
         ],
     }
 
@@ -112,7 +112,7 @@ def main() -> None:
         folder = Path(temporary)
         report = monosem.compare(make_study(folder), folder / "out", say=print)
         print_runs(folder / "out")
-        sae = monosem.load_sae(folder / "out" / "saes" / "topk-k8")
+        sae = monosem.load_sae(folder / "out" / "saes" / "topk-k24")
         print(f"{sae.variant} on {sae.facts['site']}: {sae.d_sae} features of width {sae.d_in}")
         print(f"{report.name} has {report.stat().st_size / 1e6:.1f} MB; give a lasting folder to keep it")
 

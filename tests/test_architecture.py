@@ -22,6 +22,7 @@ FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "mana
 OVER = {
     "model.py": 360,
     "train.py": 330,
+    "variants/gated.py:code": 61,
     "evals/density.py:figure": 61,
 }
 

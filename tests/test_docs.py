@@ -39,9 +39,9 @@ def section(page: str, heading: str) -> str:
 
 
 def rows(text: str) -> dict[str, list[str]]:
-    """Return the rows of all tables whose first cell is a name in backticks: name -> the other cells."""
+    """Return the rows of tables whose first cell is a name in backticks: name -> the other cells, the first counts."""
     cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines() if line.startswith("| `")]
-    return {row[0].strip().strip("`"): [cell.strip() for cell in row[1:]] for row in cells}
+    return {row[0].strip().strip("`"): [cell.strip() for cell in row[1:]] for row in reversed(cells)}
 
 
 def check_default(cell: str, default: Any, name: str) -> None:

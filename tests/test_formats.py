@@ -75,6 +75,9 @@ def test_damage_is_named(tmp_path: Path) -> None:
     save_file({**tensors, "W_enc": torch.zeros(3, 3)}, weights_path)
     with pytest.raises(UserError, match=r"W_enc has shape \(3, 3\)"):
         monosem.load_sae(tmp_path)
+    save_file({**tensors, "b_enc": tensors["b_enc"] + 1}, weights_path)
+    with pytest.raises(UserError, match="altered"):
+        monosem.load_sae(tmp_path)
     weights_path.write_bytes(good)
     cfg_path.write_text(json.dumps({**cfg, "architecture": "temporal"}))
     with pytest.raises(UserError, match='"temporal" is not supported'):

@@ -26,6 +26,17 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "GPT2LMHeadModel",
         {"vocab_size": 97, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64},
     ),
+    "gptj": (
+        "GPTJConfig",
+        "GPTJForCausalLM",
+        {"vocab_size": 97, "n_embd": 32, "n_layer": 3, "n_head": 4, "rotary_dim": 4},
+    ),
+    "gpt_neo": (
+        "GPTNeoConfig",
+        "GPTNeoForCausalLM",
+        {"vocab_size": 97, "hidden_size": 32, "num_layers": 3, "num_heads": 4, "attention_types": [[["global"], 3]]},
+    ),
+    "falcon": ("FalconConfig", "FalconForCausalLM", {**BASE, "new_decoder_architecture": False}),
     "gpt_neox": (
         "GPTNeoXConfig",
         "GPTNeoXForCausalLM",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,8 +134,6 @@ def test_a_second_compare_reuses_everything(finished: Path) -> None:
 
 
 def test_a_changed_run_is_trained_alone(finished: Path, tmp_path: Path) -> None:
-    import shutil
-
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
     kept = folder / "saes" / "topk-k8-auxk_True" / "sae_weights.safetensors"
@@ -148,16 +147,61 @@ def test_a_changed_run_is_trained_alone(finished: Path, tmp_path: Path) -> None:
     assert names[:2] == ["standard-l1_0.5", "standard-l1_1"]
 
 
+def test_a_run_measured_later_fits_the_earlier_ones(finished: Path, tmp_path: Path) -> None:
+    """Another batch size moves nothing: the sums are shifted by the same point, whoever is measured when."""
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    changes = [
+        "--set",
+        "run.0.l1_coefficient=[0.5, 1.0]",
+        "--set",
+        "measure.batch_size=100",
+        "--set",
+        "measure.bootstrap=300",
+    ]
+    run("compare", folder, *changes)
+    before, after = (
+        {one["name"]: one for one in json.loads((f / "summary.json").read_text())["runs"]} for f in (finished, folder)
+    )
+    for name in set(before) & set(after):
+        for metric in ("explained_variance_centered", "gamma", "gamma_centered", "nmse", "ce_recovered"):
+            assert after[name][metric]["value"] == pytest.approx(before[name][metric]["value"], rel=1e-6), (
+                name,
+                metric,
+            )
+
+
+def test_single_stages_refuse_what_was_made_with_other_settings(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    done = run("train", folder, "--set", "model.site=blocks.2.hook_resid_post", code=2)
+    assert "harvested with other settings (site differ" in done.stderr
+    run("train", finished, "--out", folder, "--set", "train.lr=1e-2")
+    assert "belongs to other weights" in run("report", folder, code=2).stderr
+    run("measure", folder)
+    assert "report: done" in run("report", folder).stdout
+
+
+def test_a_new_evaluation_reaches_the_report(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    charts = json.loads((folder / "results" / "frontier.charts.json").read_text())
+    charts[0] |= {"id": "more", "title": "A chart of one more evaluation", "section": "More", "first_screen": False}
+    (folder / "results" / "more.charts.json").write_text(json.dumps(charts[:1]))
+    assert "report: done" in run("report", folder).stdout
+    assert "A chart of one more evaluation" in (folder / "report.html").read_text()
+
+
 def test_eval_runs_by_name(finished: Path) -> None:
     done = run("eval", "all", finished, "--runs", "topk*")
-    assert "density:" in done.stdout
+    assert "density: 0 runs judged, 2 reused" in done.stdout
+    charts = json.loads((finished / "results" / "frontier.charts.json").read_text())
+    assert {series["name"] for series in charts[0]["series"]} == {"standard", "tanh", "gated", "topk"}
     assert "nosuch" in run("eval", "nosuch", finished, code=2).stderr
     assert "no run of this study matches" in run("eval", "density", finished, "--runs", "x*", code=2).stderr
 
 
 def test_damaged_activations_stop_the_next_stage(finished: Path, tmp_path: Path) -> None:
-    import shutil
-
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
     shard = folder / "activations" / "train-00000.safetensors"

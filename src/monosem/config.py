@@ -103,7 +103,7 @@ class StudyFile(_Section):
     name: str = "study"
     description: str = ""
     model: ModelConfig = ModelConfig()
-    text: TextConfig
+    text: TextConfig = TextConfig()
     train: TrainConfig = TrainConfig()
     measure: MeasureConfig = MeasureConfig()
     run: list[dict[str, Any]] = Field(min_length=1)

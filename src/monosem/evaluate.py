@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import fnmatch
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import polars as pl
 
 from monosem.evals import Evaluation, Inputs, Judged, Result, RunInfo
 from monosem.schema import SCHEMA_VERSION
-from monosem.store import read_json, value_hash, write_atomic, write_json
-from monosem.types import Estimate
+from monosem.store import read_json, write_atomic, write_json
+from monosem.types import Estimate, UserError
 
 
 def result_folder(folder: Path, run: str, name: str) -> Path:
@@ -19,30 +20,26 @@ def result_folder(folder: Path, run: str, name: str) -> Path:
     return folder / "results" / run / name
 
 
-def evaluate(evaluation: Evaluation, name: str, inputs: Inputs, sources: dict[str, Any]) -> bool:
-    """Judge every run that has no current result, write results and charts; return whether anything was new.
+def evaluate(
+    evaluation: Evaluation, name: str, inputs: Inputs, sources: dict[str, Any], only: str = "*"
+) -> tuple[int, int]:
+    """Judge every run that has no current result; return how many were judged and how many were reused.
 
-    sources: hashes of what the evaluation reads besides the SAEs. Files: results/<run>/<name>/result.json and
-    rows.parquet, results/<name>.charts.json.
+    sources: hashes of what the evaluation reads besides the SAEs. only: pattern of run names to judge; the charts show
+    every run that has a current result. Files: results/<run>/<name>/result.json and rows.parquet,
+    results/<name>.charts.json.
     """
     headers = {info.name: _header(evaluation, name, info, inputs, sources) for info in inputs.runs}
-    todo = [info for info in inputs.runs if not _current(inputs.folder, info, name, headers[info.name])]
+    wanted = [info for info in inputs.runs if fnmatch.fnmatch(info.name, only)]
+    todo = [info for info in wanted if not _current(inputs.folder, info, name, headers[info.name])]
     if todo:
         prepared = evaluation.prepare(inputs)
         for info in todo:
             _write(result_folder(inputs.folder, info.name, name), headers[info.name], evaluation.run(info, prepared))
-    charts_path = inputs.folder / "results" / f"{name}.charts.json"
-    if not todo and charts_path.exists() and _charted(inputs.folder, name) == value_hash(list(headers.values())):
-        return False
-    charts = evaluation.figure(load_results(inputs, name))
-    write_json(charts_path, [chart.as_dict() for chart in charts])
-    write_json(inputs.folder / "results" / f"{name}.header.json", value_hash(list(headers.values())))
-    return True
-
-
-def _charted(folder: Path, name: str) -> str | None:
-    path = folder / "results" / f"{name}.header.json"
-    return read_json(path) if path.exists() else None
+    shown = [info for info in inputs.runs if _current(inputs.folder, info, name, headers[info.name])]
+    charts = evaluation.figure(load_results(replace(inputs, runs=shown), name))
+    write_json(inputs.folder / "results" / f"{name}.charts.json", [chart.as_dict() for chart in charts])
+    return len(todo), len(wanted) - len(todo)
 
 
 def _header(
@@ -71,11 +68,18 @@ def _write(folder: Path, header: dict[str, Any], result: Result) -> None:
 
 
 def load_results(inputs: Inputs, name: str) -> list[Judged]:
-    """Return every run with its stored result of one evaluation."""
+    """Return every run with its stored result of one evaluation.
+
+    Raises UserError when a result is missing, or belongs to other weights than the run has now.
+    """
     judged = []
     for info in inputs.runs:
         folder = result_folder(inputs.folder, info.name, name)
         stored = read_json(folder / "result.json")
+        if stored["header"]["sae"] != info.sae:
+            raise UserError(
+                f"{folder / 'result.json'}: belongs to other weights of {info.name}; run `monosem measure` first"
+            )
         scalars = {key: None if value is None else Estimate(**value) for key, value in stored["scalars"].items()}
         rows = pl.read_parquet(folder / "rows.parquet")
         judged.append(Judged(info, Result(scalars, rows, stored["reasons"])))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax
+from torch.nn.functional import log_softmax
 
 from monosem.metrics import (
     MAX_GROUPS,
@@ -133,14 +133,18 @@ def accumulate(
     groups: int,
     device: torch.device | None = None,
     progress: Progress = lambda _tokens: None,
+    center: Tensor | None = None,
 ) -> tuple[DataSums, list[SaeSums]]:
-    """Run every SAE over the same batches of (raw activations [n, d_in], document group [n])."""
+    """Run every SAE over the same batches of (raw activations [n, d_in], document group [n]).
+
+    center: [d_in], any point near the mean, by default the first batch's; sums belong together only if it is the same.
+    """
     data: DataAccumulator | None = None
     accumulators: list[SaeAccumulator] = []
     for raw, of in batches:
         x, group = (raw, of) if device is None else (raw.to(device), of.to(device))
         if data is None:
-            center = x.double().mean(dim=0)
+            center = x.double().mean(dim=0) if center is None else center.to(x.device)
             data = DataAccumulator(center, groups)
             accumulators = [SaeAccumulator(sae, center, groups) for sae in saes]
         data.add(x, group)
@@ -190,16 +194,16 @@ def downstream(
         arms = _Arms(model, site, splice.tokens[here], splice.keep[here].to(model.device), scored)
         group = splice.group[here][splice.scored[here]].numpy()
         np.add.at(shared["n"], group, 1.0)
-        clean = arms.logits(None)
-        ce = {"clean": arms.ce(clean), "zero": arms.ce(arms.logits(torch.zeros_like))}
-        ce["mean"] = arms.ce(arms.logits(mean.expand_as))
-        for name, values in ce.items():
-            np.add.at(shared[name], group, values)
-        reference = log_softmax(clean, dim=-1)
+        clean = arms.log_probabilities(None)
+        np.add.at(shared["clean"], group, arms.ce(clean))
+        np.add.at(shared["zero"], group, arms.ce(arms.log_probabilities(torch.zeros_like)))
+        np.add.at(shared["mean"], group, arms.ce(arms.log_probabilities(mean.expand_as)))
+        chances = clean.exp()
+        negative_entropy = torch.linalg.vecdot(chances, clean)
         for sae, total in zip(saes, totals, strict=True):
-            logits = arms.logits(lambda x, sae=sae: sae(x.float()).to(x.dtype))
-            np.add.at(total["sae"], group, arms.ce(logits))
-            kl = (reference.exp() * (reference - log_softmax(logits, dim=-1))).sum(-1)
+            spliced = arms.log_probabilities(lambda x, sae=sae: sae(x.float()).to(x.dtype))
+            np.add.at(total["sae"], group, arms.ce(spliced))
+            kl = negative_entropy - torch.linalg.vecdot(chances, spliced)
             np.add.at(total["kl"], group, kl.double().cpu().numpy())
         progress(int(scored.sum()) * (len(saes) + 3))
     return [Downstream(**{**total, **shared}) for total in totals]
@@ -214,8 +218,8 @@ class _Arms:
         self.prefix = model.prefix(self.tokens, site)
         self.targets = torch.roll(self.tokens, -1, dims=1)[scored]
 
-    def logits(self, replace: Callable[[Tensor], Tensor] | None) -> Tensor:
-        """Return float32 logits [scored, vocabulary] with `replace` applied to the kept activations [kept, d_in]."""
+    def log_probabilities(self, replace: Callable[[Tensor], Tensor] | None) -> Tensor:
+        """Return log probabilities [scored, vocabulary], `replace` applied to the kept activations [kept, d_in]."""
 
         def edit(acts: Tensor) -> Tensor:
             if replace is None:
@@ -224,11 +228,12 @@ class _Arms:
             out[self.keep] = replace(acts[self.keep]).to(acts.dtype)
             return out
 
-        return self.model.run(self.tokens, self.site, edit, self.prefix, rows=self.scored).float()
+        logits = self.model.run(self.tokens, self.site, edit, self.prefix, rows=self.scored)
+        return log_softmax(logits.float(), dim=-1)
 
-    def ce(self, logits: Tensor) -> np.ndarray:
+    def ce(self, log_probabilities: Tensor) -> np.ndarray:
         """Return the cross-entropy of each scored token, float64 nats [scored]."""
-        return cross_entropy(logits, self.targets, reduction="none").double().cpu().numpy()
+        return -log_probabilities.gather(1, self.targets[:, None])[:, 0].double().cpu().numpy()
 
 
 def scored_positions(keep: Tensor, doc: Tensor) -> Tensor:

@@ -14,10 +14,11 @@ from monosem.formats.saelens import load_sae
 from monosem.heldout import Splice, accumulate, document_groups, downstream, scored_positions
 from monosem.model import resolve_device
 from monosem.store import value_hash
-from monosem.sums import read_header, sums_path, write_heldout, write_sums
+from monosem.sums import heldout_path, read_header, sums_path, write_heldout, write_sums
 from monosem.work import Work
 
 MEASURE_VERSION = 1
+CENTER_ROWS = 4096  # tokens whose mean the sums are shifted by; fixed, so that runs measured later fit
 CE_POSITIONS = 512  # positions whose logits are held at once, to bound memory
 
 
@@ -34,7 +35,8 @@ def measure_inputs(study: Study, meta: dict[str, Any]) -> dict[str, Any]:
 def measure_runs(work: Work, infos: list[RunInfo], shared: dict[str, Any]) -> int:
     """Measure the runs whose sums are missing or out of date, all on the same tokens; return how many there were."""
     headers = {info.name: {**shared, "sae": info.sae} for info in infos}
-    todo = [info for info in infos if read_header(sums_path(work.folder, info.name)) != headers[info.name]]
+    whole = read_header(heldout_path(work.folder)) == shared  # the sums of the SAEs belong to these
+    todo = [i for i in infos if not whole or read_header(sums_path(work.folder, i.name)) != headers[i.name]]
     if todo:
         _measure(work, todo, headers, shared)
     return len(todo)
@@ -49,7 +51,8 @@ def _measure(work: Work, todo: list[RunInfo], headers: dict[str, Any], shared: d
     size = file.measure.batch_size
     with work.ticker.bar("measure", store.n, "tokens") as bar:
         batches = ((x, group[here]) for x, here in store.batches(size))
-        data, sums = accumulate(saes, batches, groups, device, bar.add)
+        center = store.rows(np.arange(min(store.n, CENTER_ROWS))).double().mean(dim=0)
+        data, sums = accumulate(saes, batches, groups, device, bar.add, center)
     splice = _splice(work, store, group)
     mean = torch.from_numpy(data.center + data.x.sum(0) / data.n.sum()).float()
     rows = max(1, CE_POSITIONS // file.model.context)

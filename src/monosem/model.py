@@ -48,13 +48,15 @@ class Site:
 class Prefix:
     """What a run up to a site left behind: the hidden state entering block `resume`, and the site's activations.
 
-    hidden: [rows, context, d_model] or None when resume is 0; activations: [rows, context, d_in].
+    hidden: [rows, context, d_model] or None when resume is 0; activations: [rows, context, d_in]; in_tuples: whether
+    this model's blocks return tuples.
     """
 
     tokens: Tensor
     hidden: Tensor | None
     activations: Tensor
     resume: int
+    in_tuples: bool = False
 
 
 class _Stop(Exception):
@@ -129,7 +131,12 @@ class Model:
             kept["activations"] = value
             raise _Stop
 
+        def see_block(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+            tuples.append(isinstance(output, tuple))
+
+        tuples: list[bool] = []
         with contextlib.ExitStack() as stack:
+            stack.callback(self.blocks[0].register_forward_hook(see_block).remove)
             if 0 < site.resume < len(self.blocks):
                 hook = self.blocks[site.resume].register_forward_pre_hook(keep_hidden, with_kwargs=True)
                 stack.callback(hook.remove)
@@ -140,7 +147,7 @@ class Model:
             raise UserError(f'site = "{site.name}": the module does not run in a forward pass of {self.name}')
         after_block = site.module is self.blocks[site.stop] and not site.is_input
         hidden = kept["activations"] if after_block else kept.get("hidden")
-        return Prefix(tokens, hidden, kept["activations"], site.resume)
+        return Prefix(tokens, hidden, kept["activations"], site.resume, any(tuples))
 
     def run(
         self,
@@ -158,7 +165,7 @@ class Model:
         """
         with contextlib.ExitStack() as stack:
             if prefix is not None and prefix.hidden is not None:
-                stack.enter_context(_skipped(self.blocks[: prefix.resume], prefix.hidden))
+                stack.enter_context(_skipped(self.blocks[: prefix.resume], prefix))
             if site is not None and edit is not None:
                 stack.enter_context(_edited(site, edit))
             if rows is not None:
@@ -227,7 +234,7 @@ def _fingerprint(source: str, lm: Any) -> dict[str, Any]:
 
 
 def _folder_fingerprint(folder: Path) -> dict[str, Any]:
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = sorted((*folder.glob("*.safetensors"), *folder.glob("tokenizer*.json")))
     listing = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights]
     return {
         "config": file_hash(folder / "config.json"),
@@ -240,9 +247,12 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(device)
+        found = torch.device(device)
     except RuntimeError as error:
         raise UserError(f'model.device = "{device}": not a torch device; use "auto", "cpu" or "cuda"') from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f'model.device = "{device}": this machine (or this build of torch) has no CUDA; use "cpu"')
+    return found
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -332,10 +342,11 @@ def _edited(site: Site, edit: Edit) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _skipped(blocks: nn.ModuleList, hidden: Tensor) -> Iterator[None]:
-    """Let `blocks` pass `hidden` on instead of computing it. Their hooks still run."""
+def _skipped(blocks: nn.ModuleList, prefix: Prefix) -> Iterator[None]:
+    """Let `blocks` pass the prefix's hidden state on instead of computing it. Their hooks still run."""
+    output = (prefix.hidden,) if prefix.in_tuples else prefix.hidden
     for block in blocks:
-        object.__setattr__(block, "forward", lambda *_args, **_kwargs: hidden)
+        object.__setattr__(block, "forward", lambda *_args, **_kwargs: output)
     try:
         yield
     finally:

@@ -23,6 +23,9 @@ class Metric:
 
 METRICS: dict[str, Metric] = {
     "l0": Metric("L0", "features a token", "Mean number of features with activation > 0, over held-out tokens."),
+    "l1": Metric(
+        "L1", "normalised units", "Mean over held-out tokens of the summed activations, decoder norms folded in."
+    ),
     "mse": Metric(
         "MSE",
         "normalised units",

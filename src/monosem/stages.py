@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from monosem.activations import HARVEST_VERSION, harvest, open_activations
+from monosem.catalogue import find_study
 from monosem.config import Run, Study, load_study, make_study
+from monosem.embedded import CORPUS_VERSION
 from monosem.environment import describe
 from monosem.evals import Inputs, evaluation_names, make_evaluation
 from monosem.evaluate import evaluate
@@ -45,15 +47,18 @@ def compare(
 ) -> Path:
     """Run the stages of a study (or `only` one of STAGES) and return the report's path.
 
-    study: a Study, the content of a study file as a dict, or its path. out: the study folder, by default
-    runs/<study name>. say: called with one line a stage; ticker: opens progress bars.
+    study: a Study, the content of a study file as a dict, or as on the command line: a study file, a study folder, the
+    name of a study that comes along. out: the study folder, by default runs/<study name>. say: called with one line a
+    stage; ticker: opens progress bars.
     Raises UserError for anything that the user can mend; finished work stays.
     """
+    found: Path | None = None
     if isinstance(study, str | Path):
-        study = load_study(Path(study))
+        path, found = find_study(str(study))
+        study = load_study(path)
     elif isinstance(study, dict):
         study = make_study(study)
-    folder = Path(out) if out else Path("runs") / study.file.name
+    folder = Path(out) if out else found or Path("runs") / study.file.name
     with study_lock(folder):
         work = Work(study, folder, say, ticker or Ticker())
         work.stages = read_json(folder / "stages.json") if (folder / "stages.json").exists() else {}
@@ -88,16 +93,16 @@ def run_evaluation(
     values = dict(_setting(text) for text in settings or [])
     with study_lock(folder):
         work = Work(study, folder)
-        infos = [info for info in run_infos(work) if fnmatch.fnmatch(info.name, runs)]
-        if not infos:
-            known = ", ".join(run.name for run in study.runs)
+        infos = run_infos(work)
+        if not fnmatch.filter([info.name for info in infos], runs):
+            known = ", ".join(info.name for info in infos)
             raise UserError(f'--runs "{runs}": no run of this study matches; runs are {known}')
         inputs = Inputs(folder, infos, study.file.measure.bootstrap)
         shared = measure_inputs(study, read_json(work.activations / "meta.json"))
         lines = []
         for one in evaluation_names() if name == "all" else [name]:
-            fresh = evaluate(make_evaluation(one, values), one, inputs, shared)
-            lines.append(f"{one}: {'done' if fresh else 'reused'}, {folder / 'results'}/<run>/{one}/result.json")
+            done, reused = evaluate(make_evaluation(one, values), one, inputs, shared, runs)
+            lines.append(f"{one}: {done} runs judged, {reused} reused, {folder / 'results'}/<run>/{one}/result.json")
     return lines
 
 
@@ -126,6 +131,8 @@ def harvest_header(study: Study) -> dict[str, Any]:
 
 def text_identity(source: str) -> Any:
     """Return what identifies a text source on disk: names, sizes and times of its files; None for other sources."""
+    if source in ("", "embedded"):
+        return CORPUS_VERSION
     return [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in source_files(source)]
 
 
@@ -205,8 +212,20 @@ def plan_of(study: Study, meta: dict[str, Any]) -> tuple[Plan, list[RunSpec]]:
     return plan, [spec(run) for run in study.runs]
 
 
+def _harvested(work: Work) -> dict[str, Any]:
+    """Return meta.json's content. Raises UserError when it is missing or was made with other settings."""
+    meta, header = read_json(work.activations / "meta.json"), harvest_header(work.study)
+    if meta["header"] != header:
+        differing = ", ".join(key for key in header if meta["header"].get(key) != header[key])
+        raise UserError(
+            f"{work.activations}: harvested with other settings ({differing} differ from the study); "
+            f"run `monosem harvest {work.folder}` with the same settings first"
+        )
+    return meta
+
+
 def _train(work: Work) -> str | None:
-    meta = read_json(work.activations / "meta.json")
+    meta = _harvested(work)
     plan, specs = plan_of(work.study, meta)
     todo = [spec for spec in specs if not _trained(work.sae_folder(spec.name), spec.key)]
     if not todo:
@@ -239,13 +258,13 @@ def _trained(folder: Path, key: str) -> bool:
 
 
 def _measure(work: Work) -> str | None:
-    meta = read_json(work.activations / "meta.json")
+    meta = _harvested(work)
     infos = run_infos(work)
     shared = measure_inputs(work.study, meta)
     todo = measure_runs(work, infos, shared)
     inputs = Inputs(work.folder, infos, work.study.file.measure.bootstrap)
-    fresh = [evaluate(make_evaluation(name), name, inputs, shared) for name in EVALS]
-    if not todo and not any(fresh):
+    judged = sum(evaluate(make_evaluation(name), name, inputs, shared)[0] for name in EVALS)
+    if not todo and not judged:
         return None
     return f"{todo} runs on {meta['splits']['eval']['tokens']:,} held-out tokens"
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from monosem.config import Study
 from monosem.evals import Inputs, Judged, RunInfo
-from monosem.evals.frontier import comparisons
+from monosem.evals.frontier import compare_variants, comparisons
 from monosem.evaluate import load_results
 from monosem.schema import SCHEMA_VERSION, SUMMARY_ESTIMATES
-from monosem.store import read_json, value_hash
+from monosem.store import file_hash, read_json, value_hash
+
+if TYPE_CHECKING:
+    from monosem.config import Study
 
 BASELINE = "standard"
 EXTRA = ("l1", "explained_variance_centered", "fvu_zero", "ce_recovered_mean", "kl", "activation_spread")
@@ -26,11 +28,12 @@ def build_summary(study: Study, folder: Path, infos: list[RunInfo], stages: dict
     source = [
         (f.info.name, f.info.sae, f.result.scalars, d.result.scalars) for f, d in zip(frontier, density, strict=True)
     ]
+    charts = [file_hash(path) for path in sorted((folder / "results").glob("*.charts.json"))]
     ce = frontier[0].result.scalars.get("ce_sae")
     file = study.file
     return {
         "schema": SCHEMA_VERSION,
-        "inputs": value_hash([str(source), study.toml(), meta["hash"]]),
+        "inputs": value_hash([str(source), study.toml(), meta["hash"], charts]),
         "study": file.name,
         "description": file.description,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -81,33 +84,46 @@ def _run(frontier: Judged, density: Judged, meta: dict[str, Any]) -> dict[str, A
 
 
 def headline(frontier: list[Judged]) -> dict[str, Any]:
-    """Return which variant reconstructs best at matched L0, in data and in words."""
+    """Return which variant reconstructs best at matched L0, in data and in words.
+
+    Every variant is compared with the baseline, and the best of them with the second best.
+    """
     variants = list(dict.fromkeys(j.info.variant for j in frontier))
     baseline = BASELINE if BASELINE in variants else variants[0]
     found = comparisons(frontier, baseline)
-    return {"baseline": baseline, "comparisons": found, "sentence": _sentence(found, baseline)}
+    told = [c for c in found if "ratio" in c]
+    order = sorted([*((c["ratio"]["value"], c["variant"]) for c in told), (1.0, baseline)])
+    final = compare_variants(frontier, order[0][1], order[1][1]) if told else None
+    return {
+        "baseline": baseline,
+        "comparisons": found,
+        "best": final,
+        "sentence": _sentence(found, baseline, final),
+    }
 
 
-def _sentence(found: list[dict[str, Any]], baseline: str) -> str:
+def _sentence(found: list[dict[str, Any]], baseline: str, final: dict[str, Any] | None) -> str:
     if not found:
         return f"Only {baseline} was trained: there is nothing to compare it with."
-    told = [c for c in found if "ratio" in c]
-    if not told:
+    if final is None:
         return f"No variant can be compared with {baseline} at equal L0: {found[0].get('reason', '')}."
-    words = []
-    for c in told:
-        r = c["ratio"]
-        size = f"{r['value']:.3g} times {baseline}'s [{r['low']:.3g}, {r['high']:.3g}]"
-        span = f"L0 {c['l0_low']:.3g} to {c['l0_high']:.3g}"
-        words.append(f"{c['variant']} {size} over {span}")
-    best = told[0]
-    if best["verdict"] == "lower":
-        start = f"{best['variant']} reconstructs best: at equal L0 the error (NMSE) is "
-    elif all(c["verdict"] == "higher" for c in told):
-        start = f"{baseline} reconstructs best: at equal L0 the others' error (NMSE) is "
+    best, second = final["variant"], final["baseline"]
+    against = _against(final) if "ratio" in final else f"; not comparable with {second}: {final['reason']}"
+    if final["verdict"] == "lower":
+        start = f"{best} reconstructs best: at equal L0 its error (NMSE) is {against}"
+    elif final["verdict"] == "not comparable":
+        start = f"{best} has the lowest error (NMSE) at equal L0 against {baseline}{against}"
     else:
-        start = "No variant is clearly ahead: at equal L0 the error (NMSE) is "
-    return start + "; ".join(words) + "."
+        start = f"{best} and {second} can't be told apart: at equal L0 the error (NMSE) of {best} is {against}"
+    others = [_against(c, c["variant"]) for c in found if "ratio" in c and {c["variant"], baseline} != {best, second}]
+    return start + (f". Against {baseline}: " + ", ".join(others) if others else "") + "."
+
+
+def _against(c: dict[str, Any], variant: str = "") -> str:
+    r = c["ratio"]
+    size = f"{r['value']:.3g} times"
+    interval = f"[{r['low']:.3g}, {r['high']:.3g}]"
+    return f"{variant} {size} {interval}" if variant else f"{size} {c['baseline']}'s {interval}"
 
 
 def _training(study: Study, infos: list[RunInfo], meta: dict[str, Any]) -> dict[str, Any]:

@@ -139,6 +139,8 @@ class Trainer:
                 f"run {spec.name}: loss {float(total.detach()):.4g} gradient norm {float(norm):.4g} at step {index}; "
                 "lower its lr or coefficient, or set clip"
             )
+        if log:
+            self._record(loss, x, index, float(norm))
         rate = plan.learning_rate(spec.recipe, index)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -150,11 +152,10 @@ class Trainer:
             self.silent += len(x)
             self.silent[loss.codes.fired()] = 0
         self.seconds += time.perf_counter() - began
-        if log:
-            self._record(loss, x, index, rate, float(norm))
 
     @torch.no_grad()
-    def _record(self, loss: Loss, x: Tensor, index: int, rate: float, norm: float) -> None:
+    def _record(self, loss: Loss, x: Tensor, index: int, norm: float) -> None:
+        """Log this batch, before the step that it causes."""
         error = x - self.spec.variant.decode(self.weights, loss.codes)
         nmse = float(error.square().sum() / len(x)) / self.start.variance
         self.latest = {"l0": float(loss.codes.l0()), "nmse": nmse}
@@ -167,9 +168,9 @@ class Trainer:
                 **terms,
                 **self.latest,
                 "dead": int((self.silent > self.plan.dead_after).sum()),
-                "lr": rate,
+                "lr": self.plan.learning_rate(self.spec.recipe, index),
                 "gradient_norm": norm,
-                "tokens_per_second": (index + 1) * self.plan.batch_size / max(self.seconds, 1e-9),
+                "tokens_per_second": index * self.plan.batch_size / max(self.seconds, 1e-9),
             }
         )
 
@@ -182,7 +183,7 @@ class Trainer:
         rows = np.random.default_rng((self.spec.seed, index)).choice(
             store.n, size=min(store.n, RESAMPLE_ROWS), replace=False
         )
-        x = self.start.normaliser.apply(store.rows(np.sort(rows)))[0]
+        x = self.start.normaliser.apply(store.rows(np.sort(rows)).to(self.silent.device))[0]
         generator = torch.Generator().manual_seed(self.spec.seed * 1_000_003 + index)
         dead = self.silent > self.plan.dead_after
         new, reset = self.spec.variant.resample(self.weights, x, dead, generator)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import polars as pl
+from pydantic import TypeAdapter, ValidationError
 
 from monosem.schema import Chart
 from monosem.types import Estimate, UserError
@@ -107,7 +108,12 @@ def make_evaluation(name: str, settings: dict[str, Any] | None = None) -> Evalua
     for key in settings or {}:
         if key not in known:
             raise UserError(f'{key}: unknown setting of evaluation "{name}"; known are {", ".join(known) or "none"}')
-    return found[0](**(settings or {}))
+    try:
+        return TypeAdapter(found[0]).validate_python(settings or {})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f'{where} = {first["input"]!r}: {first["msg"]} (evaluation "{name}")') from error
 
 
 def hyper_text(info: RunInfo) -> str:

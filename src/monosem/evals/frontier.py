@@ -147,23 +147,24 @@ def curve(judged: list[Judged], variant: str) -> Curve | None:
     )
 
 
+def compare_variants(judged: list[Judged], variant: str, baseline: str) -> dict[str, Any]:
+    """Compare a variant's L0/NMSE curve with another's at matched L0 (see metrics.compare_at_matched_l0)."""
+    mine, against = curve(judged, variant), curve(judged, baseline)
+    if mine is None or against is None:
+        found: dict[str, Any] = {"reason": "a curve needs at least two settings with L0 and NMSE above 0"}
+    else:
+        tokens = judged[0].result.scalars["nmse"]
+        found = compare_at_matched_l0(mine, against, tokens.n if tokens else 0)
+    ratio = found.get("ratio")
+    if ratio is None:
+        verdict = "not comparable"
+    else:
+        verdict = "lower" if ratio["high"] < 1 else "higher" if ratio["low"] > 1 else "undecided"
+    return {"variant": variant, "baseline": baseline, **found, "verdict": verdict}
+
+
 def comparisons(judged: list[Judged], baseline: str) -> list[dict[str, Any]]:
-    """Compare every variant's L0/NMSE curve with the baseline's at matched L0 (see metrics.compare_at_matched_l0)."""
-    against = curve(judged, baseline)
-    out = []
-    for variant in dict.fromkeys(j.info.variant for j in judged):
-        if variant == baseline:
-            continue
-        mine = curve(judged, variant)
-        if mine is None or against is None:
-            found: dict[str, Any] = {"reason": "a curve needs at least two settings with L0 and NMSE above 0"}
-        else:
-            tokens = judged[0].result.scalars["nmse"]
-            found = compare_at_matched_l0(mine, against, tokens.n if tokens else 0)
-        ratio = found.get("ratio")
-        if ratio is None:
-            verdict = "not comparable"
-        else:
-            verdict = "lower" if ratio["high"] < 1 else "higher" if ratio["low"] > 1 else "undecided"
-        out.append({"variant": variant, **found, "verdict": verdict})
-    return sorted(out, key=lambda c: c["ratio"]["value"] if "ratio" in c else np.inf)
+    """Compare every other variant with the baseline, the lowest error first."""
+    others = [v for v in dict.fromkeys(j.info.variant for j in judged) if v != baseline]
+    found = [compare_variants(judged, variant, baseline) for variant in others]
+    return sorted(found, key=lambda c: c["ratio"]["value"] if "ratio" in c else np.inf)

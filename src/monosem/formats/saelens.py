@@ -15,11 +15,10 @@ from safetensors.torch import load_file, save
 
 from monosem.normaliser import PER_TOKEN, Normaliser, fold
 from monosem.sae import Sae
-from monosem.store import read_json, write_bytes, write_json
+from monosem.store import file_hash, read_json, write_bytes, write_json
 from monosem.types import UserError
 from monosem.variants import make_variant
 
-ARCHITECTURE = {"standard": "standard", "tanh": "standard", "gated": "gated", "topk": "topk"}
 PER_TOKEN_NAMES = {"token_const": "constant_norm_rescale", "token_ln": "layer_norm"}
 EXPECTED = {
     "standard": ("W_enc", "b_enc", "W_dec", "b_dec"),
@@ -39,7 +38,7 @@ def save_sae(sae: Sae, folder: str | Path) -> None:
 
 
 def _cfg(sae: Sae, digest: str) -> dict[str, Any]:
-    architecture = ARCHITECTURE[sae.variant_name]
+    architecture = sae.variant.architecture
     cfg: dict[str, Any] = {
         "architecture": architecture,
         "d_in": sae.d_in,
@@ -88,6 +87,8 @@ def load_sae(folder: str | Path) -> Sae:
     ours = cfg.get("monosem")
     if ours is None:
         return _foreign(cfg, cfg_path, weights)
+    if file_hash(weights_path) != ours["weights_sha256"]:
+        raise UserError(f"{weights_path}: altered (its SHA-256 is not the one in cfg.json); train this SAE again")
     normaliser = Normaliser(**ours["normaliser"])
     if normaliser.kind not in PER_TOKEN and normaliser.scale != 1.0:
         weights = fold(weights, 1 / normaliser.scale)

@@ -37,6 +37,7 @@ from monosem.kernels import Codes, DenseCodes, RaggedCodes, SparseCodes, decode
 from monosem.types import UserError
 
 __all__ = [
+    "Architecture",
     "Codes",
     "DenseCodes",
     "Loss",
@@ -51,6 +52,9 @@ __all__ = [
     "variant_class",
     "variant_names",
 ]
+
+
+Architecture = Literal["standard", "gated", "topk"]
 
 
 @dataclass(frozen=True)
@@ -121,9 +125,11 @@ class Variant:
     """Interface of a variant; subclasses are frozen dataclasses that add hyperparameters, `init`, `encode` and `loss`.
 
     decoder_norm: `"unit"` keeps every decoder row at norm 1 during training, `"free"` leaves it to the loss.
+    architecture: what SAELens calls an SAE that encodes and decodes like this one; the format it is saved in.
     """
 
     decoder_norm: ClassVar[Literal["unit", "free"]] = "free"
+    architecture: ClassVar[Architecture] = "standard"
 
     def check(self, d_in: int, d_sae: int) -> None:
         """Raise UserError when these hyperparameters can't work with these widths."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import BeforeValidator
@@ -12,7 +12,7 @@ from torch import Tensor
 from monosem.autoencoder import require_above_zero, require_at_least_zero, squared_error, tied_weights
 from monosem.kernels import active_products, decode
 from monosem.types import UserError
-from monosem.variants import Codes, Loss, Recipe, Step, Variant, Weights
+from monosem.variants import Architecture, Codes, Loss, Recipe, Step, Variant, Weights
 
 
 def _refuse_mixed(mode: str) -> str:
@@ -43,6 +43,8 @@ class Gated(Variant):
     Start: rows of W_dec of random direction and norm `decoder_init_norm` (None: 1 for paper, else 0.1),
     W_enc = W_dec^T, biases and r_mag 0. `subtract_b_dec` None: true for paper, else false.
     """
+
+    architecture: ClassVar[Architecture] = "gated"
 
     mode: Annotated[Literal["norm_uu", "norm_ff", "paper"], BeforeValidator(_refuse_mixed)] = "norm_uu"
     l1_coefficient: float = 5.0

@@ -12,7 +12,7 @@ from monosem.autoencoder import require_at_least_zero, squared_error, tied_weigh
 from monosem.dead import auxk_loss, default_k_aux, geometric_median
 from monosem.kernels import SparseCodes, decode, top_products
 from monosem.types import UserError
-from monosem.variants import Loss, Recipe, Step, Variant, Weights
+from monosem.variants import Architecture, Loss, Recipe, Step, Variant, Weights
 
 MEDIAN_ROWS = 32_768
 """Rows of the sample whose geometric median the decoder bias starts from."""
@@ -38,6 +38,7 @@ class TopK(Variant):
     """
 
     decoder_norm: ClassVar[Literal["unit", "free"]] = "unit"
+    architecture: ClassVar[Architecture] = "topk"
 
     k: int = 32
     auxk: bool = False
