@@ -19,12 +19,7 @@ FILE_LINES, FUNCTION_LINES, VARIANT_LINES = 320, 55, 60
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "manager", "misc"}
 
 # What is over its budget, with a ceiling that may only be lowered. An entry that is no longer needed fails the test.
-OVER = {
-    "model.py": 360,
-    "train.py": 330,
-    "variants/gated.py:code": 61,
-    "evals/density.py:figure": 61,
-}
+OVER = {}
 
 
 def name_of(path: Path) -> str:

@@ -219,7 +219,7 @@ def long_study(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> tuple
     (folder / "corpus.jsonl").write_text("".join(lines))
     study = {
         "model": {"name": str(tiny_lm), "site": "blocks.2.hook_resid_post", "dtype": "float32", "context": 32},
-        "text": {"source": str(folder / "corpus.jsonl"), "train_tokens": 200_000, "eval_tokens": 20_000},
+        "text": {"source": str(folder / "corpus.jsonl"), "train_tokens": 180_000, "eval_tokens": 20_000},
         "train": {"d_sae": 64, "batch_size": 128, "tokens": 12_800, "lr": 3e-3, "checkpoint_seconds": 0.0},
         "measure": {"bootstrap": 100, "ce_tokens": 500},
         "run": [

@@ -1,9 +1,4 @@
-"""A language model behind two verbs: activations at a site, and a run with an edit at that site.
-
-Sites are found in the module tree, not in a list of model names: the blocks are the module list that is as long as the
-configuration says, attention and MLP are its children, and a block with norms *after* them (Gemma 2 and 3) has its
-`hook_attn_out` and `hook_mlp_out` behind those norms, as in the notation that the field shares.
-"""
+"""A language model behind two verbs: activations at a site, and a run with an edit at that site."""
 
 from __future__ import annotations
 
@@ -19,29 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from monosem.sites import HOOKS, Site, find_blocks, hook_site, is_inside, path_of
 from monosem.store import file_hash
 from monosem.types import UserError
 
 Edit = Callable[[Tensor], Tensor]
-HOOKS = ("hook_resid_pre", "hook_resid_post", "hook_mlp_out", "hook_attn_out", "attn.hook_z")
-ATTENTION = ("self_attn", "attn", "attention", "self_attention")
-MLP = ("mlp", "feed_forward", "ffn")
-PROJECTION = ("o_proj", "c_proj", "dense", "out_proj", "wo")
-
-
-@dataclass(frozen=True)
-class Site:
-    """A place in the model: the input or the output of a module.
-
-    resume: index of the first block whose output depends on an edit here, so that earlier blocks need not run again.
-    stop: index of the last block that has to run to reach the site.
-    """
-
-    name: str
-    module: nn.Module
-    is_input: bool
-    resume: int
-    stop: int
 
 
 @dataclass(frozen=True)
@@ -78,7 +55,7 @@ class Model:
 
     def __post_init__(self) -> None:
         """Find the blocks."""
-        self.blocks = _find_blocks(self.lm)
+        self.blocks = find_blocks(self.lm)
         self.lm.eval().requires_grad_(False)
 
     @property
@@ -101,10 +78,10 @@ class Model:
             layer = int(match[1])
             if layer >= len(self.blocks):
                 raise UserError(f'site = "{name}": {self.name} has blocks 0 to {len(self.blocks) - 1}')
-            return _hook_site(name, self.blocks[layer], match[2], layer)
+            return hook_site(name, self.blocks[layer], match[2], layer)
         modules = dict(self.lm.named_modules())
         if name in modules and name:
-            layer = next((i for i, block in enumerate(self.blocks) if _inside(block, modules[name])), None)
+            layer = next((i for i, block in enumerate(self.blocks) if is_inside(block, modules[name])), None)
             if layer is not None:
                 is_block = modules[name] is self.blocks[layer]
                 return Site(name, modules[name], False, layer + 1 if is_block else layer, layer)
@@ -112,7 +89,7 @@ class Model:
         raise UserError(
             f'site = "{name}": no such site in {self.name}; use blocks.0 to blocks.{len(self.blocks) - 1} with '
             f"{', '.join(HOOKS)} (for example blocks.{len(self.blocks) // 3}.hook_resid_post), or a module path "
-            f"such as {_path_of(self.lm, self.blocks[0])}"
+            f"such as {path_of(self.lm, self.blocks[0])}"
         )
 
     def activations(self, tokens: Tensor, site: Site) -> Tensor:
@@ -234,11 +211,13 @@ def _fingerprint(source: str, lm: Any) -> dict[str, Any]:
 
 
 def _folder_fingerprint(folder: Path) -> dict[str, Any]:
-    weights = sorted((*folder.glob("*.safetensors"), *folder.glob("tokenizer*.json")))
-    listing = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights]
+    """Return hashes of a model folder: by content up to 2 GiB, beyond that by names, sizes and times."""
+    files = sorted((*folder.glob("*.safetensors"), *folder.glob("tokenizer*.json")))
+    small = sum(file.stat().st_size for file in files) < 2 << 30
+    listing = [[f.name, file_hash(f) if small else [f.stat().st_size, f.stat().st_mtime_ns]] for f in files]
     return {
         "config": file_hash(folder / "config.json"),
-        "weights": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
+        "files": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
     }
 
 
@@ -264,55 +243,6 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
     native = any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
     return torch.bfloat16 if native else torch.float32
-
-
-def _find_blocks(lm: nn.Module) -> nn.ModuleList:
-    config: Any = lm.config
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    depth = text.num_hidden_layers
-    for module in lm.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth and _child(module[0], ATTENTION) is not None:
-            return module
-    raise UserError(
-        f"{type(lm).__name__}: no list of {depth} transformer blocks with an attention child "
-        f"({', '.join(ATTENTION)}) in its module tree; this architecture is not supported yet"
-    )
-
-
-def _child(block: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
-    children = dict(block.named_children())
-    return next((children[name] for name in names if name in children), None)
-
-
-def _hook_site(name: str, block: nn.Module, hook: str, layer: int) -> Site:
-    if hook == "hook_resid_pre":
-        return Site(name, block, True, layer, layer)
-    if hook == "hook_resid_post":
-        return Site(name, block, False, layer + 1, layer)
-    children = dict(block.named_children())
-    sandwich = "post_feedforward_layernorm" in children and "post_attention_layernorm" in children
-    if hook == "hook_attn_out" and sandwich:
-        return Site(name, children["post_attention_layernorm"], False, layer, layer)
-    if hook == "hook_mlp_out" and sandwich:
-        return Site(name, children["post_feedforward_layernorm"], False, layer, layer)
-    found = _child(block, MLP if hook == "hook_mlp_out" else ATTENTION)
-    if found is not None and hook == "attn.hook_z":
-        inner = found
-        found = _child(inner, PROJECTION)
-        if found is None:  # GPT-Neo nests its attention once more
-            nested = _child(inner, ATTENTION)
-            found = _child(nested, PROJECTION) if nested is not None else None
-    if found is None:
-        raise UserError(f'site = "{name}": {type(block).__name__} has no module for {hook}; use a module path instead')
-    return Site(name, found, hook == "attn.hook_z", layer, layer)
-
-
-def _inside(block: nn.Module, module: nn.Module) -> bool:
-    return any(child is module for child in block.modules())
-
-
-def _path_of(lm: nn.Module, module: nn.Module) -> str:
-    return next(path for path, found in lm.named_modules() if found is module)
 
 
 def _hidden_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -7,7 +7,6 @@ results.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -18,16 +17,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from monosem.activations import Activations, training_order
 from monosem.autoencoder import tangential, unit_rows
+from monosem.checkpoints import drop_checkpoints, resume, write_checkpoint
 from monosem.formats.saelens import save_sae
 from monosem.normaliser import Kind, Normaliser, fit_normaliser
 from monosem.sae import Sae
-from monosem.store import write_atomic, write_bytes
+from monosem.store import write_atomic
 from monosem.types import UserError
 from monosem.variants import Loss, Recipe, Step, Variant, Weights
 
@@ -249,7 +247,7 @@ def train(
     where = device or torch.device("cpu")
     start = prepare(store, plan)
     trainers = [Trainer(spec, plan, start, where) for spec in specs]
-    first = _resume(trainers, folder)
+    first = resume(trainers, folder)
     log_every = plan.log_every or max(1, plan.steps // 100)
     order = training_order(
         store.n,
@@ -268,7 +266,7 @@ def train(
             trainer.step(x, step, log)
         report(step, trainers)
         if time.monotonic() - saved >= plan.checkpoint_seconds and step + 1 < plan.steps:
-            _checkpoint(trainers, folder, step + 1)
+            write_checkpoint(trainers, folder, step + 1)
             saved = time.monotonic()
     for trainer in trainers:
         _finish(trainer, folder / trainer.spec.name)
@@ -278,50 +276,4 @@ def _finish(trainer: Trainer, folder: Path) -> None:
     frame = pl.DataFrame(trainer.log, infer_schema_length=None)
     write_atomic(folder / "log.parquet", frame.write_parquet)
     save_sae(trainer.sae(), folder)
-    for old in (folder / "checkpoint").glob("step-*.safetensors"):
-        old.unlink()
-    if (folder / "checkpoint").is_dir():
-        (folder / "checkpoint").rmdir()
-
-
-def _checkpoint(trainers: list[Trainer], folder: Path, step: int) -> None:
-    """Write every run's state, then drop the older ones: at any moment one step is whole for all runs."""
-    for trainer in trainers:
-        facts = {"key": trainer.spec.key, "seconds": trainer.seconds, "log": trainer.log}
-        data = save({name: t.cpu().contiguous() for name, t in trainer.state().items()}, {"facts": json.dumps(facts)})
-        write_bytes(folder / trainer.spec.name / "checkpoint" / f"step-{step:09d}.safetensors", data)
-    for trainer in trainers:
-        for old in (folder / trainer.spec.name / "checkpoint").glob("step-*.safetensors"):
-            if old.name != f"step-{step:09d}.safetensors":
-                old.unlink()
-
-
-def _resume(trainers: list[Trainer], folder: Path) -> int:
-    """Restore the latest step that every run has a checkpoint of, and return it (0: start afresh)."""
-    steps = [
-        {
-            int(file.stem.removeprefix("step-"))
-            for file in (folder / t.spec.name / "checkpoint").glob("step-*.safetensors")
-        }
-        for t in trainers
-    ]
-    for step in sorted(set.intersection(*steps) if steps else set(), reverse=True):
-        states = [_read(folder / t.spec.name / "checkpoint" / f"step-{step:09d}.safetensors", t) for t in trainers]
-        if all(state is not None for state in states):
-            for trainer, state in zip(trainers, states, strict=True):
-                assert state is not None
-                trainer.restore(*state)
-            return step
-    return 0
-
-
-def _read(path: Path, trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Return a checkpoint's tensors and facts; None when it belongs to other settings or can't be read."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["facts"])
-            if facts["key"] != trainer.spec.key:
-                return None
-            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, ValueError):
-        return None
+    drop_checkpoints(folder)

@@ -62,42 +62,21 @@ class Density(Evaluation):
     def figure(self, judged: list[Judged]) -> list[Chart]:
         l0 = {j.info.name: j.value("l0") for j in judged}
         chosen = at_like_l0(judged, l0)
-        where = "; ".join(f"{j.info.name} at L0 {l0[j.info.name]:.3g}" for j in chosen)
-        density = Axis("Feature density", "log10 share of tokens")
-        level = Axis("Mean activation when active", "log10 normalised units")
-        counts = Axis("Features", "count in a bin of 0.1 decades")
+        where = "Shown: " + "; ".join(f"{j.info.name} at L0 {l0[j.info.name]:.3g}" for j in chosen) + ". "
         never = "Features that never fire are not drawn; the table counts them."
         enough = f"Features with at least {MIN_FIRINGS} firings on held-out tokens; decoder norms folded in."
+        legend = "Click a name in the legend to hide it. "
+        density, level = "density", "mean_activation"
         return [
-            Chart(
-                "density",
-                "Feature density, one run a variant at like L0",
-                "steps",
-                density,
-                counts,
-                [_histogram(j, "density", -6, 0, l0) for j in chosen],
-                note=f"Shown: {where}. {never}",
-                section="Density",
-            ),
-            Chart(
-                "density-all",
-                "Feature density, all runs",
-                "steps",
-                density,
-                counts,
-                [_histogram(j, "density", -6, 0, l0) for j in judged],
-                note=f"Click a name in the legend to hide it. {never}",
-                section="Density",
-            ),
-            Chart(
+            _histograms("density", "Feature density, one run a variant at like L0", chosen, density, l0, where + never),
+            _histograms("density-all", "Feature density, all runs", judged, density, l0, legend + never),
+            _histograms(
                 "activation-levels",
                 "Average activation level, one run a variant at like L0",
-                "steps",
+                chosen,
                 level,
-                counts,
-                [_histogram(j, "mean_activation", -3, 3, l0) for j in chosen],
-                note=f"Shown: {where}. {enough}",
-                section="Activation levels",
+                l0,
+                where + enough,
             ),
             Chart(
                 "activation-spread",
@@ -120,6 +99,26 @@ class Density(Evaluation):
                 section="Activation levels",
             ),
         ]
+
+
+def _histograms(id: str, title: str, runs: list[Judged], column: str, l0: dict[str, float], note: str) -> Chart:
+    """Return a chart of log10 of a column of the rows, one outline a run, in bins of 0.1 decades."""
+    if column == "density":
+        low, high, axis, section = -6, 0, Axis("Feature density", "log10 share of tokens"), "Density"
+    else:
+        axis = Axis("Mean activation when active", "log10 normalised units")
+        low, high, section = -3, 3, "Activation levels"
+    counts = Axis("Features", "count in a bin of 0.1 decades")
+    return Chart(
+        id,
+        title,
+        "steps",
+        axis,
+        counts,
+        [_histogram(j, column, low, high, l0) for j in runs],
+        note=note,
+        section=section,
+    )
 
 
 def _histogram(one: Judged, column: str, low: int, high: int, l0: dict[str, float]) -> Series:

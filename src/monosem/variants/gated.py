@@ -63,9 +63,8 @@ class Gated(Variant):
             raise UserError(f"decoder_init_norm = {self._init_norm()}: must be 1 in mode paper, whose rows are unit")
 
     def recipe(self, d_sae: int) -> Recipe:
-        if self.mode == "paper":
-            return Recipe(lr=3e-4, beta1=0.0, lr_warmup=1000, lr_decay=0.0, clip=0.0)
-        return Recipe()
+        paper = Recipe(lr=3e-4, beta1=0.0, lr_warmup=1000, lr_decay=0.0, clip=0.0)
+        return paper if self.mode == "paper" else Recipe()
 
     def constraint(self) -> Literal["unit", "free"]:
         return "unit" if self.mode == "paper" else "free"
