@@ -43,13 +43,15 @@ test: $(DEV)      ## the whole test suite
 test-fast: $(DEV) ## the tests that take no embedded model, no browser and no long training
 	$(TEST_RUN) -n 2 --dist worksteal -m "not oracle and not slow and not browser and not lm"
 
-$(ORACLE): pyproject.toml constraints.txt
+# dictionary-learning asks for torchvision, whose released builds don't load beside the CPU build of torch
+$(ORACLE): pyproject.toml constraints-oracle.txt
 	test -d .venv-oracle || $(PYTHON) -m venv .venv-oracle
+	@echo "installing the oracles into .venv-oracle (some minutes the first time)"
 	.venv-oracle/bin/$(PIP) torch==2.13.0
 	.venv-oracle/bin/$(PIP) -c constraints-oracle.txt hatchling editables
 	.venv-oracle/bin/$(PIP) -c constraints-oracle.txt --no-build-isolation -e .
-	.venv-oracle/bin/$(PIP) -c constraints-oracle.txt pytest hypothesis accelerate sae-lens==6.54.12 xllamacpp==2026.10.11549
-	.venv-oracle/bin/$(PIP) --no-deps dictionary-learning==0.1.0
+	.venv-oracle/bin/$(PIP) -c constraints-oracle.txt pytest hypothesis accelerate sae-lens dictionary-learning xllamacpp
+	.venv-oracle/bin/pip uninstall --quiet --yes torchvision
 	@touch $@
 
 oracle: $(ORACLE) ## compare with independent libraries (sae-lens, dictionary-learning, llama.cpp), in .venv-oracle
@@ -70,6 +72,11 @@ screenshot: $(DEV) ## docs/report.png from the report of OUT, in headless Chromi
 
 examples: $(DEV)  ## run every example
 	for example in examples/*.py; do echo "$$example"; $(BIN)/python "$$example" || exit 1; done
+
+lock: $(DEV)      ## write constraints.txt from what is installed (after a deliberate upgrade)
+	grep '^#' constraints.txt > constraints.new
+	$(BIN)/pip freeze --exclude-editable | sed 's/^\(torch==[0-9.]*\)+.*/\1/' >> constraints.new
+	mv constraints.new constraints.txt
 
 clean:            ## remove what make made
 	rm -rf $(VENV) .venv-oracle runs .pytest_cache .ruff_cache .hypothesis
