@@ -110,6 +110,7 @@ def test_stages_out_of_order(tiny_study: dict[str, Any], tmp_path: Path) -> None
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
 @pytest.mark.parametrize("size", ["150k", "600k", "1200k"])
 def test_no_disk_space_left(size: str, tiny_study: dict[str, Any], tmp_path: Path) -> None:

@@ -171,6 +171,7 @@ def test_a_run_measured_later_fits_the_earlier_ones(finished: Path, tmp_path: Pa
             )
 
 
+@pytest.mark.slow
 def test_single_stages_refuse_what_was_made_with_other_settings(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
@@ -220,7 +221,7 @@ def long_study(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> tuple
     study = {
         "model": {"name": str(tiny_lm), "site": "blocks.2.hook_resid_post", "dtype": "float32", "context": 32},
         "text": {"source": str(folder / "corpus.jsonl"), "train_tokens": 180_000, "eval_tokens": 20_000},
-        "train": {"d_sae": 64, "batch_size": 128, "tokens": 12_800, "lr": 3e-3, "checkpoint_seconds": 0.0},
+        "train": {"d_sae": 64, "batch_size": 128, "tokens": 25_600, "lr": 3e-3, "checkpoint_seconds": 0.0},
         "measure": {"bootstrap": 100, "ce_tokens": 500},
         "run": [
             {"variant": "standard", "l1_coefficient": [0.5, 2.0], "dead": "ghost"},
@@ -237,11 +238,13 @@ def kill_during(stage: str, path: Path, out: Path, rng: random.Random) -> bool:
     """Start `compare`, kill it with SIGKILL at a random moment of `stage`; return whether that moment was hit."""
     pattern = {"harvest": "activations/*-*.safetensors", "train": "saes/*/checkpoint/step-*"}[stage]
     before = {p.name for p in out.glob(pattern)}
-    wanted = rng.randint(1, 3)
+    wanted = rng.randint(1, {"harvest": 2, "train": 30}[stage])
+    seen: set[str] = set()
     process = subprocess.Popen(command("compare", path, "--out", out), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < end:
-        if len({p.name for p in out.glob(pattern)} - before) >= wanted:
+        seen |= {p.name for p in out.glob(pattern)} - before
+        if len(seen) >= wanted:
             break
         time.sleep(0.001)
     time.sleep(rng.random() * 0.05)
