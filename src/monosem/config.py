@@ -12,8 +12,9 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from monosem.train import RunSpec
 from monosem.types import UserError
-from monosem.variants import Recipe, Variant, make_variant, variant_class
+from monosem.variants import Recipe, make_variant, variant_class
 
 RECIPE_KEYS = tuple(f.name for f in fields(Recipe))
 Normalise = Literal["mean_norm", "rms_norm", "unit_rms", "token_const", "token_ln", "none"]
@@ -110,27 +111,11 @@ class StudyFile(_Section):
 
 
 @dataclass(frozen=True)
-class Run:
-    """One SAE to train: variant with hyperparameters, width, seed, optimiser settings."""
-
-    name: str
-    variant_name: str
-    variant: Variant
-    d_sae: int
-    seed: int
-    recipe: Recipe
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the run as JSON-able data."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
 class Study:
     """A checked study: the sections and the runs that its `[[run]]` families fan out to."""
 
     file: StudyFile
-    runs: list[Run]
+    runs: list[RunSpec]
 
     def toml(self) -> str:
         """Return the resolved study as TOML."""
@@ -170,7 +155,7 @@ def make_study(data: dict[str, Any], where: str = "study") -> Study:
         raise UserError(f"{where}: {_sentence(error)}") from error
     if not re.fullmatch(r"[\w.-]+", file.name):
         raise UserError(f'{where}: name = "{file.name}": use letters, digits, ".", "_" and "-" only')
-    runs: list[Run] = []
+    runs: list[RunSpec] = []
     for index, family in enumerate(file.run):
         try:
             runs += _fan_out(family, file.train)
@@ -224,7 +209,7 @@ def _child(target: Any, part: str, text: str) -> Any:
     return child
 
 
-def _fan_out(family: dict[str, Any], train: TrainConfig) -> list[Run]:
+def _fan_out(family: dict[str, Any], train: TrainConfig) -> list[RunSpec]:
     """Return the runs of one `[[run]]` table: list values multiply out, seeds included."""
     settings = dict(family)
     variant_name = settings.pop("variant", None)
@@ -253,7 +238,7 @@ def _fan_out(family: dict[str, Any], train: TrainConfig) -> list[Run]:
 
 def _run(
     variant_name: str, label: str, settings: dict[str, Any], seed: Any, train: TrainConfig, show_seed: bool
-) -> Run:
+) -> RunSpec:
     known = {f.name for f in fields(variant_class(variant_name))}
     shared = {key: settings[key] for key in ("d_sae", *RECIPE_KEYS) if key in settings}
     try:
@@ -269,7 +254,7 @@ def _run(
     words = [label, *(_word(k, v) for k, v in settings.items())]
     if show_seed:
         words.append(f"seed{merged.seeds[0]}")
-    return Run("-".join(words), variant_name, variant, merged.d_sae, merged.seeds[0], recipe)
+    return RunSpec("-".join(words), variant_name, variant, merged.d_sae, merged.seeds[0], recipe)
 
 
 def _word(key: str, value: Any) -> str:

@@ -10,13 +10,13 @@ import fnmatch
 import time
 import tomllib
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from monosem.activations import HARVEST_VERSION, harvest, open_activations
 from monosem.catalogue import find_study
-from monosem.config import Run, Study, load_study, make_study
+from monosem.config import Study, load_study, make_study
 from monosem.embedded import CORPUS_VERSION
 from monosem.environment import describe
 from monosem.evals import Inputs, evaluation_names, make_evaluation
@@ -205,11 +205,8 @@ def plan_of(study: Study, meta: dict[str, Any]) -> tuple[Plan, list[RunSpec]]:
     )
     shared = {k: v for k, v in asdict(plan).items() if k not in ("log_every", "checkpoint_seconds")}
 
-    def spec(run: Run) -> RunSpec:
-        key = value_hash({"version": TRAIN_VERSION, "plan": shared, "run": run.as_dict()})
-        return RunSpec(run.name, run.variant_name, run.variant, run.d_sae, run.seed, run.recipe, key)
-
-    return plan, [spec(run) for run in study.runs]
+    keys = [value_hash({"version": TRAIN_VERSION, "plan": shared, "run": asdict(run)}) for run in study.runs]
+    return plan, [replace(run, key=key) for run, key in zip(study.runs, keys, strict=True)]
 
 
 def _harvested(work: Work) -> dict[str, Any]:

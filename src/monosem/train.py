@@ -37,7 +37,10 @@ BDEC_ROWS = 32_768  # rows behind data-dependent biases
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One SAE to train. key: hash of everything its weights depend on."""
+    """One SAE to train: variant with hyperparameters, width, seed, optimiser settings.
+
+    key: hash of everything its weights depend on, known once the activations are.
+    """
 
     name: str
     variant_name: str
@@ -45,7 +48,7 @@ class RunSpec:
     d_sae: int
     seed: int
     recipe: Recipe
-    key: str
+    key: str = ""
 
 
 @dataclass(frozen=True)
