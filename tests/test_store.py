@@ -70,6 +70,14 @@ def test_two_processes_on_one_study_folder(tmp_path: Path) -> None:
         pass
 
 
+def test_half_files_of_a_killed_process_are_swept(tmp_path: Path) -> None:
+    half = tmp_path / "saes" / "a" / "checkpoint" / ".step-000000001.safetensors.x.part"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"half")
+    with study_lock(tmp_path):
+        assert not half.exists()
+
+
 def test_a_file_in_the_way_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"can't be written .*--out"), study_lock(tmp_path / "file" / "study"):

@@ -177,6 +177,7 @@ def test_single_stages_refuse_what_was_made_with_other_settings(finished: Path, 
     shutil.copytree(finished, folder)
     done = run("train", folder, "--set", "model.site=blocks.2.hook_resid_post", code=2)
     assert "harvested with other settings (site differ" in done.stderr
+    assert (folder / "study.toml").read_text() == (finished / "study.toml").read_text()  # a refused change is not kept
     run("train", finished, "--out", folder, "--set", "train.lr=1e-2")
     assert "belongs to other weights" in run("report", folder, code=2).stderr
     run("measure", folder)
@@ -236,15 +237,18 @@ def long_study(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> tuple
 
 def kill_during(stage: str, path: Path, out: Path, rng: random.Random) -> bool:
     """Start `compare`, kill it with SIGKILL at a random moment of `stage`; return whether that moment was hit."""
-    pattern = {"harvest": "activations/*-*.safetensors", "train": "saes/*/checkpoint/step-*"}[stage]
-    before = {p.name for p in out.glob(pattern)}
-    wanted = rng.randint(1, {"harvest": 2, "train": 30}[stage])
-    seen: set[str] = set()
+
+    def done() -> int:
+        """Whole shards, or the step of the latest checkpoint."""
+        if stage == "harvest":
+            return len(list(out.glob("activations/*-*.safetensors")))
+        return max((int(p.stem.removeprefix("step-")) for p in out.glob("saes/*/checkpoint/step-*")), default=0)
+
+    wanted = done() + rng.randint(1, {"harvest": 2, "train": 30}[stage])
     process = subprocess.Popen(command("compare", path, "--out", out), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < end:
-        seen |= {p.name for p in out.glob(pattern)} - before
-        if len(seen) >= wanted:
+        if done() >= wanted:
             break
         time.sleep(0.001)
     time.sleep(rng.random() * 0.05)
@@ -270,3 +274,5 @@ def test_kill_9_at_three_random_moments_then_resume_is_bit_identical(
     assert len(names) > 10
     for name in names:
         assert file_hash(whole / name) == file_hash(cut / name), name
+    assert not list(cut.rglob("*.part"))
+    assert not list(cut.rglob("checkpoint"))

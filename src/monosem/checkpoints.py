@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,4 @@ def _read(path: Path, trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, An
 
 def drop_checkpoints(folder: Path) -> None:
     """Remove the checkpoints of a run that is finished; folder: of its SAE."""
-    for old in (folder / "checkpoint").glob("step-*.safetensors"):
-        old.unlink()
-    if (folder / "checkpoint").is_dir():
-        (folder / "checkpoint").rmdir()
+    shutil.rmtree(folder / "checkpoint", ignore_errors=True)

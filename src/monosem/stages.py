@@ -62,7 +62,8 @@ def compare(
     with study_lock(folder):
         work = Work(study, folder, say, ticker or Ticker())
         work.stages = read_json(folder / "stages.json") if (folder / "stages.json").exists() else {}
-        write_text(folder / "study.toml", study.toml())
+        if not (folder / "study.toml").exists():  # an earlier one stays until a stage has succeeded with this study
+            write_text(folder / "study.toml", study.toml())
         for name in (only,) if only else STAGES:
             _run_stage(work, name)
     return folder / "report.html"
@@ -80,6 +81,7 @@ def _run_stage(work: Work, name: str) -> None:
         work.stages[name] = {"seconds": seconds, "status": "resumed" if note.startswith("resumed") else "done"}
         write_json(work.folder / "environment.json", describe())  # of the work that was done last, not of a reuse
         work.say(f"{name}: done in {seconds:.1f} s ({note})")
+    write_text(work.folder / "study.toml", work.study.toml())
     write_json(work.folder / "stages.json", work.stages)
 
 

@@ -114,7 +114,7 @@ def study_lock(folder: Path) -> Iterator[None]:
     """Hold the study folder for this process.
 
     Raises UserError when another process holds it, or when the folder can't be written. The lock is the operating
-    system's and vanishes with its process, also after kill -9.
+    system's and vanishes with its process, also after kill -9; half files that such a process left are removed.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,6 +129,8 @@ def study_lock(folder: Path) -> Iterator[None]:
             raise UserError(f"{folder}: no space left on the device; free some space first") from error
         raise UserError(f"{folder}: can't be written ({error.strerror}); choose another folder with --out") from error
     try:
+        for half in folder.rglob(".*.part"):  # what a killed process was writing; nobody else writes here now
+            half.unlink(missing_ok=True)
         yield
     finally:
         lock.release()
