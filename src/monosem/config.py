@@ -12,12 +12,12 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from monosem.normaliser import Kind
 from monosem.train import RunSpec
 from monosem.types import UserError
 from monosem.variants import Recipe, make_variant, variant_class
 
 RECIPE_KEYS = tuple(f.name for f in fields(Recipe))
-Normalise = Literal["mean_norm", "rms_norm", "unit_rms", "token_const", "token_ln", "none"]
 
 
 class _Section(BaseModel):
@@ -72,7 +72,7 @@ class TrainConfig(_Section):
     batch_size: int = Field(default=4096, ge=1)
     tokens: int = Field(default=0, ge=0)
     seeds: list[int] = Field(default=[0], min_length=1)
-    normalise: Normalise = "mean_norm"
+    normalise: Kind = "mean_norm"
     shuffle_rows: int = Field(default=0, ge=0)
     dead_after: int = Field(default=10_000_000, ge=1)
     log_every: int = Field(default=0, ge=0)
@@ -181,16 +181,24 @@ def _sentence(error: ValidationError) -> str:
     return f"{where} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
-def _override(data: dict[str, Any], text: str) -> None:
+def parse_setting(text: str, example: str) -> tuple[str, Any]:
+    """Return key and value of a `key=value` text as given to `--set`; the value is read as TOML, else as it stands.
+
+    Raises UserError, showing `example`, when there is no key or no equals sign.
+    """
     key, equals, raw = text.partition("=")
     if not equals or not key.strip():
-        raise UserError(f'--set "{text}": write section.key=value, for example --set train.d_sae=1024')
+        raise UserError(f'--set "{text}": write {example}')
     try:
-        value = tomllib.loads(f"value = {raw}")["value"]
+        return key.strip(), tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
-        value = raw
+        return key.strip(), raw
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    key, value = parse_setting(text, "section.key=value, for example --set train.d_sae=1024")
     target: Any = data
-    *path, last = key.strip().split(".")
+    *path, last = key.split(".")
     for part in path:
         target = _child(target, part, text)
     if isinstance(target, list):
@@ -245,8 +253,6 @@ def _run(
         merged = TrainConfig.model_validate({**train.model_dump(), **shared, "seeds": [seed]})
     except ValidationError as error:
         raise UserError(_sentence(error)) from error
-    if merged.d_sae < 1:
-        raise UserError(f"d_sae = {merged.d_sae}: a dictionary needs at least one feature")
     variant = make_variant(variant_name, {k: v for k, v in settings.items() if k in known})
     variant.check(1, merged.d_sae)
     preset = asdict(variant.recipe(merged.d_sae))

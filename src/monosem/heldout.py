@@ -41,7 +41,7 @@ class DataAccumulator:
 
     def __init__(self, center: Tensor, groups: int):
         """Start at zero; center [d_in] is any point near the mean."""
-        self.center, self.groups = center.double(), groups
+        self.center = center.double()
         self.n = torch.zeros(groups, dtype=torch.float64, device=center.device)
         self.xx = torch.zeros_like(self.n)
         self.x = torch.zeros(groups, len(center), dtype=torch.float64, device=center.device)
@@ -63,7 +63,7 @@ class SaeAccumulator:
 
     def __init__(self, sae: Sae, center: Tensor, groups: int):
         """Start at zero."""
-        self.sae, self.center, self.groups = sae, center.double(), groups
+        self.sae, self.center = sae, center.double()
         zeros = {"dtype": torch.float64, "device": center.device}
         self.per_group = {name: torch.zeros(groups, **zeros) for name in ("hh", "xh", "r", "active", "activation")}
         self.h = torch.zeros(groups, len(center), **zeros)
@@ -158,8 +158,8 @@ def accumulate(
 
 @dataclass(frozen=True)
 class Splice:
-    """The held-out rows on which the model is re-run. tokens, doc: [rows, context]; keep: bool, positions spliced and
-    scored; scored: bool, kept positions whose next token is a kept or ordinary token; group: as in the sums.
+    """The held-out rows on which the model is re-run, each [rows, context]. keep: bool, positions that are replaced;
+    scored: bool, kept positions whose next token is text of the same document; group: document groups as in the sums.
     """
 
     tokens: Tensor

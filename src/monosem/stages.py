@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fnmatch
 import time
-import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from monosem.activations import HARVEST_VERSION, harvest, open_activations
 from monosem.catalogue import find_study
-from monosem.config import Study, load_study, make_study
+from monosem.config import Study, load_study, make_study, parse_setting
 from monosem.embedded import CORPUS_VERSION
 from monosem.environment import describe
 from monosem.evals import Inputs, evaluation_names, make_evaluation
@@ -92,7 +91,7 @@ def run_evaluation(
 
     Raises UserError for an unknown evaluation or setting, or when no run matches.
     """
-    values = dict(_setting(text) for text in settings or [])
+    values = dict(parse_setting(text, "key=value") for text in settings or [])
     with study_lock(folder):
         work = Work(study, folder)
         infos = run_infos(work)
@@ -106,16 +105,6 @@ def run_evaluation(
             done, reused = evaluate(make_evaluation(one, values), one, inputs, shared, runs)
             lines.append(f"{one}: {done} runs judged, {reused} reused, {folder / 'results'}/<run>/{one}/result.json")
     return lines
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    key, equals, raw = text.partition("=")
-    if not equals:
-        raise UserError(f'--set "{text}": write key=value')
-    try:
-        return key.strip(), tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), raw
 
 
 def harvest_header(study: Study) -> dict[str, Any]:

@@ -24,7 +24,8 @@ def build_summary(study: Study, folder: Path, infos: list[RunInfo], stages: dict
     inputs = Inputs(folder, infos)
     frontier, density = load_results(inputs, "frontier"), load_results(inputs, "density")
     meta = read_json(folder / "activations" / "meta.json")
-    runs = [_run(f, d, meta) for f, d in zip(frontier, density, strict=True)]
+    tokens_hash = value_hash([entry["sha256"] for entry in meta["splits"]["eval"]["shards"].values()])
+    runs = [_run(f, d, meta, tokens_hash) for f, d in zip(frontier, density, strict=True)]
     source = [
         (f.info.name, f.info.sae, f.result.scalars, d.result.scalars) for f, d in zip(frontier, density, strict=True)
     ]
@@ -46,7 +47,7 @@ def build_summary(study: Study, folder: Path, infos: list[RunInfo], stages: dict
             "eval": meta["splits"]["eval"]["tokens"],
             "eval_documents": meta["splits"]["eval"]["documents"],
             "ce": ce.n if ce else 0,
-            "hash": value_hash([entry["sha256"] for entry in meta["splits"]["eval"]["shards"].values()]),
+            "hash": tokens_hash,
         },
         "runs": runs,
         "headline": headline(frontier),
@@ -57,7 +58,7 @@ def build_summary(study: Study, folder: Path, infos: list[RunInfo], stages: dict
     }
 
 
-def _run(frontier: Judged, density: Judged, meta: dict[str, Any]) -> dict[str, Any]:
+def _run(frontier: Judged, density: Judged, meta: dict[str, Any], tokens_hash: str) -> dict[str, Any]:
     info = frontier.info
     ours = read_json(info.folder / "cfg.json")["monosem"]
     scalars = {**density.result.scalars, **frontier.result.scalars}
@@ -74,7 +75,7 @@ def _run(frontier: Judged, density: Judged, meta: dict[str, Any]) -> dict[str, A
         "tokens": ours["tokens"],
         "train_tokens_per_second": ours["train_tokens_per_second"],
         "dead": int(dead.value) if dead else None,
-        "tokens_hash": value_hash([entry["sha256"] for entry in meta["splits"]["eval"]["shards"].values()]),
+        "tokens_hash": tokens_hash,
     }
     estimates = {
         name: None if (e := scalars.get(name)) is None else e.as_dict() for name in (*SUMMARY_ESTIMATES, *EXTRA)

@@ -8,6 +8,7 @@ what is common to all SAEs once (`prepare`), judges one run at a time (`run`) an
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,12 +140,4 @@ def at_like_l0(judged: list[Judged], l0: dict[str, float]) -> list[Judged]:
     low, high = max(lows), min(highs)
     everything = sorted(l0[j.info.name] for group in by_variant.values() for j in group)
     middle = (low * high) ** 0.5 if low < high else everything[len(everything) // 2]
-    return [
-        min(
-            group,
-            key=lambda j: (
-                abs(l0[j.info.name] / middle - 1) if l0[j.info.name] > middle else middle / l0[j.info.name] - 1
-            ),
-        )
-        for group in by_variant.values()
-    ]
+    return [min(group, key=lambda j: abs(math.log(l0[j.info.name] / middle))) for group in by_variant.values()]
