@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from monosem.dead import ghost_loss
-from monosem.kernels import Codes, active_products
+from monosem.kernels import Codes, active_products, row_norms, squared_distances, take_columns, take_rows
 from monosem.types import UserError
 
 Weights = dict[str, Tensor]
@@ -47,7 +47,7 @@ def tangential(W_dec: Tensor, gradient: Tensor) -> Tensor:
 
 def row_errors(x: Tensor, xhat: Tensor) -> Tensor:
     """Return the squared reconstruction error of each row, [n] (sum over d_in)."""
-    return (x - xhat).square().sum(1)
+    return squared_distances(x, xhat)
 
 
 def squared_error(x: Tensor, xhat: Tensor) -> Tensor:
@@ -68,13 +68,15 @@ def relu_codes(w: Weights, x: Tensor, centred: bool) -> Codes:
 
 def effective(w: Weights, codes: Codes) -> Tensor:
     """Return the effective activations f_i |w_i|, in the shape of `codes.values`; w_i is row i of W_dec."""
-    return codes.values * codes.at(w["W_dec"].norm(dim=1))
+    return codes.values * codes.at(row_norms(w["W_dec"]))
 
 
 def ghost_term(w: Weights, x: Tensor, xhat: Tensor, dead: Tensor, centred: bool) -> Tensor:
     """Return the ghost-gradient loss (`monosem.dead.ghost_loss`) of the features marked in `dead`, bool [d_sae]."""
     c = x - w["b_dec"].detach() if centred else x
-    return ghost_loss(x, xhat, c @ w["W_enc"][:, dead] + w["b_enc"][dead], w["W_dec"][dead])
+    features = dead.nonzero().squeeze(1)
+    h = c @ take_columns(w["W_enc"], features) + w["b_enc"][features]
+    return ghost_loss(x, xhat, h, take_rows(w["W_dec"], features))
 
 
 def require_at_least_zero(**values: float) -> None:

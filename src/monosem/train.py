@@ -20,16 +20,16 @@ import torch
 from torch import Tensor
 
 from monosem.activations import Activations, training_order
-from monosem.autoencoder import tangential, unit_rows
 from monosem.checkpoints import drop_checkpoints, resume, write_checkpoint
 from monosem.formats.saelens import save_sae
+from monosem.optimiser import make_optimiser
 from monosem.normaliser import Kind, Normaliser, fit_normaliser
 from monosem.sae import Sae
 from monosem.store import write_atomic
 from monosem.types import UserError
 from monosem.variants import Loss, Recipe, Step, Variant, Weights
 
-TRAIN_VERSION = 1
+TRAIN_VERSION = 2
 SAMPLE_ROWS = 2_000_000  # at most this many tokens, or 1,000 batches, set the normaliser and the variance
 RESAMPLE_ROWS = 65_536  # tokens whose loss decides where dead features are drawn anew (819,200 in the source)
 BDEC_ROWS = 32_768  # rows behind data-dependent biases
@@ -107,12 +107,12 @@ class Trainer:
         spec.variant.check(d_in, spec.d_sae)
         generator = torch.Generator().manual_seed(spec.seed)
         weights = spec.variant.init(d_in, spec.d_sae, generator, start.sample)
+        weights["W_enc"] = weights["W_enc"].t().contiguous().t()  # feature by feature, as the kernels go through it
         self.weights: Weights = {name: w.to(device).requires_grad_() for name, w in weights.items()}
         self.silent = torch.zeros(spec.d_sae, dtype=torch.int64, device=device)
         r = spec.recipe
-        self.optimiser = torch.optim.Adam(
-            list(self.weights.values()), lr=r.lr, betas=(r.beta1, r.beta2), eps=r.eps, fused=True
-        )
+        unit = spec.variant.constraint() == "unit"
+        self.optimiser = make_optimiser(self.weights, (r.beta1, r.beta2), r.eps, unit)
         self.log: list[dict[str, Any]] = []
         self.seconds = 0.0
         self.latest: dict[str, float] = {}
@@ -125,31 +125,19 @@ class Trainer:
         began = time.perf_counter()
         plan, spec = self.plan, self.spec
         at = Step(index, plan.steps, self.start.variance, self.silent, plan.dead_after)
-        loss = spec.variant.loss(self.weights, x, at)
-        total = loss.total
-        total.backward()
-        unit = spec.variant.constraint() == "unit"
-        w_dec = self.weights["W_dec"]
-        if unit:
-            assert w_dec.grad is not None
-            w_dec.grad = tangential(w_dec.detach(), w_dec.grad)
-        clip = spec.recipe.clip
-        norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), clip if clip > 0 else math.inf, foreach=True)
-        if not torch.isfinite(norm):
+        with self.optimiser.collecting():
+            loss = spec.variant.loss(self.weights, x, at)
+        total, clip = loss.total, spec.recipe.clip
+        norm = self.optimiser.backward(total)
+        if not math.isfinite(norm):
             raise UserError(
-                f"run {spec.name}: loss {float(total.detach()):.4g} gradient norm {float(norm):.4g} at step {index}; "
+                f"run {spec.name}: loss {float(total.detach()):.4g} gradient norm {norm:.4g} at step {index}; "
                 "lower its lr or coefficient, or set clip"
             )
         if log:
-            self._record(loss, x, index, float(norm))
-        rate = plan.learning_rate(spec.recipe, index)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+            self._record(loss, x, index, norm)
+        self.optimiser.step(plan.learning_rate(spec.recipe, index), min(1.0, clip / (norm + 1e-6)) if clip > 0 else 1.0)
         with torch.no_grad():
-            if unit:
-                w_dec.copy_(unit_rows(w_dec))
             self.silent += len(x)
             self.silent[loss.codes.fired()] = 0
         self.seconds += time.perf_counter() - began
@@ -188,20 +176,18 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.spec.seed * 1_000_003 + index)
         dead = self.silent > self.plan.dead_after
         new, reset = self.spec.variant.resample(self.weights, x, dead, generator)
+        moments = self.optimiser.moments()
         for name, weight in self.weights.items():
             weight.copy_(new[name])
-            state = self.optimiser.state.get(weight)
-            if state and name in reset:
-                state["exp_avg"][reset[name]] = 0
-                state["exp_avg_sq"][reset[name]] = 0
+            for moment in moments.get(name, ()):
+                moment[reset[name]] = 0
         self.silent[dead] = 0
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that the rest of training depends on, as tensors."""
         tensors = {f"w.{name}": w.detach() for name, w in self.weights.items()}
-        for name, w in self.weights.items():
-            for part, value in self.optimiser.state.get(w, {}).items():
-                tensors[f"adam.{name}.{part}"] = value
+        for name, (first, second) in self.optimiser.moments().items():
+            tensors |= {f"adam.{name}.first": first, f"adam.{name}.second": second}
         return {**tensors, "silent": self.silent}
 
     @torch.no_grad()
@@ -209,9 +195,8 @@ class Trainer:
         """Take over a state written by `state` and its log."""
         for name, w in self.weights.items():
             w.copy_(tensors[f"w.{name}"])
-            prefix = f"adam.{name}."
-            state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            self.optimiser.state[w] = {key: value.to(w.device).clone() for key, value in state.items()}
+        moments = {name: (tensors[f"adam.{name}.first"], tensors[f"adam.{name}.second"]) for name in self.weights}
+        self.optimiser.restore(moments, facts["steps"])
         self.silent.copy_(tensors["silent"])
         self.log, self.seconds = facts["log"], facts["seconds"]
 

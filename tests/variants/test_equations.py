@@ -14,21 +14,12 @@ import torch
 from torch import Tensor
 
 from monosem.dead import default_k_aux
-from monosem.kernels import sparse
 from monosem.variants import Step, Weights, make_variant
 
 D_IN, D_SAE, N = 4, 7, 5
 STEP = Step(index=3, total=100)  # ramp(0.05) = 0.6
 RAMP = 0.6
 Loop = Callable[[Weights, Weights, Tensor], float]
-
-
-@pytest.fixture(params=["dense", "sparse"], autouse=True)
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run every test on the dense and on the sparse paths."""
-    if request.param == "sparse":
-        monkeypatch.setattr(sparse, "SMALL", 0)
-        monkeypatch.setattr(sparse, "DENSE_ABOVE", 1.0)
 
 
 def draw(names: str, seed: int = 0) -> tuple[Weights, Tensor]:

@@ -5,7 +5,16 @@ from the density of the codes, the device and the widths. All paths give the sam
 """
 
 from monosem.kernels.codes import Codes, DenseCodes, Layout, RaggedCodes, SparseCodes
-from monosem.kernels.sparse import active_products, decode, top_products
+from monosem.kernels.sparse import (
+    active_products,
+    decode,
+    reference_kernels,
+    row_norms,
+    squared_distances,
+    take_columns,
+    take_rows,
+    top_products,
+)
 
 __all__ = [
     "Codes",
@@ -15,5 +24,10 @@ __all__ = [
     "SparseCodes",
     "active_products",
     "decode",
+    "reference_kernels",
+    "row_norms",
+    "squared_distances",
+    "take_columns",
+    "take_rows",
     "top_products",
 ]

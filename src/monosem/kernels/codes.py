@@ -12,6 +12,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from monosem.kernels import loops
+
 
 @dataclass(frozen=True, eq=False)
 class Layout:
@@ -32,16 +34,18 @@ class Layout:
         return torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=len(self.indices))
 
     @cached_property
-    def order(self) -> Tensor:
-        """Return the permutation int64 [nnz] that sorts the entries by feature, then by row."""
-        return self.indices.argsort(stable=True)
-
-    @cached_property
-    def transposed(self) -> Layout:
-        """Return the layout of the transposed matrix `[d_sae, n]`; its k-th entry is our entry `order[k]`."""
+    def by_feature(self) -> tuple[Layout, Tensor]:
+        """Return the layout of the transposed matrix `[d_sae, n]` and the permutation int64 [nnz] that leads there: its
+        e-th entry is our entry `order[e]`. Within a feature, rows ascend."""
+        n, nnz = len(self.offsets) - 1, len(self.indices)
+        if self.indices.device.type == "cpu":
+            offsets, rows, order = (self.indices.new_empty(size) for size in (self.d_sae + 1, nnz, nnz))
+            arrays = [t.contiguous().numpy() for t in (self.offsets, self.indices)]
+            loops.transpose(*arrays, self.d_sae, offsets.numpy(), rows.numpy(), order.numpy())
+            return Layout(offsets, rows, n), order
+        order = self.indices.argsort(stable=True)
         counts = torch.bincount(self.indices, minlength=self.d_sae)
-        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        return Layout(offsets, self.rows[self.order], len(self.offsets) - 1)
+        return Layout(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), self.rows[order], n), order
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator
 from torch import Tensor
 
 from monosem.autoencoder import require_above_zero, require_at_least_zero, squared_error, tied_weights
-from monosem.kernels import active_products, decode
+from monosem.kernels import active_products, decode, row_norms
 from monosem.types import UserError
 from monosem.variants import Architecture, Codes, Loss, Recipe, Step, Variant, Weights
 
@@ -83,7 +83,7 @@ class Gated(Variant):
 
     def loss(self, w: Weights, x: Tensor, step: Step) -> Loss:
         gate, codes = self._gate_and_codes(w, x)
-        W_dec, b_dec, norms = w["W_dec"], w["b_dec"], w["W_dec"].norm(dim=1)
+        W_dec, b_dec, norms = w["W_dec"], w["b_dec"], row_norms(w["W_dec"])
         if self.mode != "norm_uu":
             W_dec, b_dec, norms = W_dec.detach(), b_dec.detach(), norms.detach()
         weighted = gate.values if self.mode == "paper" else gate.values * gate.at(norms)

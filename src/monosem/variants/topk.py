@@ -10,7 +10,7 @@ from torch import Tensor
 
 from monosem.autoencoder import require_at_least_zero, squared_error, tied_weights, total_variance
 from monosem.dead import auxk_loss, default_k_aux, geometric_median
-from monosem.kernels import SparseCodes, decode, top_products
+from monosem.kernels import SparseCodes, decode, take_columns, take_rows, top_products
 from monosem.types import UserError
 from monosem.variants import Architecture, Loss, Recipe, Step, Variant, Weights
 
@@ -83,7 +83,9 @@ class TopK(Variant):
 
     def _dead_estimate(self, w: Weights, x: Tensor, dead: Tensor) -> Tensor:
         """Return ehat [n, d_in]: the residual as the features `dead`, bool [d_sae], reconstruct it."""
-        k = min(self.k_aux or default_k_aux(x.shape[1]), int(dead.sum()))
-        products = top_products(x, w["W_enc"], w["b_enc"], k, centre=w["b_dec"], among=dead)
-        h = products.values + products.at(w["b_enc"])
-        return decode(products.like(torch.relu(h) if self.aux_relu else h), w["W_dec"])
+        features = dead.nonzero().squeeze(1)
+        k = min(self.k_aux or default_k_aux(x.shape[1]), len(features))
+        b_enc = w["b_enc"][features]
+        products = top_products(x, take_columns(w["W_enc"], features), b_enc, k, centre=w["b_dec"])
+        h = products.values + products.at(b_enc)
+        return decode(products.like(torch.relu(h) if self.aux_relu else h), take_rows(w["W_dec"], features))

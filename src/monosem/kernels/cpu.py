@@ -1,0 +1,202 @@
+"""The kernels on a CPU: `loops` on tensors, spread over threads. `gpu` has the same functions."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from monosem.kernels import loops
+from monosem.kernels.codes import Layout
+from monosem.kernels.gradients import RowGradient
+from monosem.kernels.screen import Screen, quantise
+from monosem.kernels.threads import run_all, spread
+from monosem.types import UserError
+
+CHUNK = 256
+"""Tokens whose products with all features are in memory at a time: they should stay in the cache."""
+
+DENSE_ABOVE = 0.1
+"""Density of ReLU codes above which dense products are faster (measured break-even: 0.1 to 0.2)."""
+
+WORK_ABOVE = 0.08
+"""Share of the products above which computing all of them in float32 is faster than screening."""
+
+
+def supports(x: Tensor, W: Tensor) -> bool:
+    """Whether these kernels can multiply x and W."""
+    return x.device.type == W.device.type == "cpu" and x.dtype == W.dtype == torch.float32
+
+
+def row_sums(layout: Layout, values: Tensor, rows: Tensor, start: Tensor | None = None) -> Tensor:
+    """Return start + sum_e values[e] rows[indices[e]] for each row of the layout, [n, d]; start: [d]."""
+    n, d = len(layout.offsets) - 1, rows.shape[1]
+    out = torch.empty(n, d)
+    first = torch.zeros(d) if start is None else start
+    arrays = _arrays(layout.offsets, layout.indices, values, rows, first, out)
+    spread(lambda a, b: loops.row_sums(*arrays, a, b), n)
+    return out
+
+
+def pair_products(layout: Layout, x: Tensor, rows: Tensor) -> Tensor:
+    """Return x[t] . rows[i] for every entry (t, i) of the layout, [nnz]."""
+    out = torch.empty(len(layout.indices))
+    arrays = _arrays(layout.offsets, layout.indices, x, rows, out)
+    spread(lambda a, b: loops.pair_products(*arrays, a, b), len(x))
+    return out
+
+
+def row_norms(rows: Tensor) -> Tensor:
+    """Return the length of each row of [n, d], [n]."""
+    return torch.linalg.vector_norm(rows, dim=1)
+
+
+def top(x: Tensor, screen: Screen, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k features with the largest x . w_i + b_i for each row of x, and x . w_i; both [n, k]."""
+    n = len(x)
+    indices, values = torch.empty(n, k, dtype=torch.int64), torch.empty(n, k)
+    view = _View(x, screen)
+    shared = _arrays(screen.rows, screen.unit, screen.norm, screen.error, b)
+
+    def work(first: int, last: int) -> None:
+        here = slice(first, last)
+        loops.top_rows(*view.products(here), *shared, k, indices[here].numpy(), values[here].numpy())
+
+    run_all(view.tasks(work))
+    return indices, values
+
+
+def active(x: Tensor, screen: Screen, b: Tensor) -> tuple[Layout, Tensor] | None:
+    """Return where x . w_i + b_i > 0 and the values of x . w_i there; None if the first rows show that it's often."""
+    d_sae = len(screen.rows)
+    head = _active(x[:CHUNK], screen, b)
+    if head is None:
+        return None
+    rest = _active(x[CHUNK:], screen, b) if len(x) > CHUNK else ([], [], [])
+    if rest is None:
+        return None
+    counts, indices, values = (torch.cat(a + c) for a, c in zip(head, rest, strict=True))
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return Layout(offsets, indices, d_sae), values
+
+
+def _active(x: Tensor, screen: Screen, b: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]] | None:
+    """Return the counts, features and products of rows of x in pieces; None where they're more than pays."""
+    look = screen if screen.narrow else screen.exact()
+    view = _View(x, look)
+    shared = _arrays(look.rows, look.unit, look.norm, look.error, b)
+    pieces: dict[int, list[Tensor]] = {}
+
+    def work(first: int, last: int) -> None:
+        room = max(64, int(DENSE_ABOVE * (last - first) * len(look.rows)))
+        limit = int(WORK_ABOVE * (last - first) * len(look.rows)) if look.quantised is not None else 1 << 62
+        counts, indices = torch.empty(last - first, dtype=torch.int64), torch.empty(room, dtype=torch.int64)
+        values = torch.empty(room)
+        products = view.products(slice(first, last))
+        n = loops.active_rows(*products, *shared, limit, counts.numpy(), indices.numpy(), values.numpy())
+        if n >= 0:
+            pieces[first] = [counts, indices[:n].clone(), values[:n].clone()]
+
+    tasks = view.tasks(work)
+    run_all(tasks)
+    if len(pieces) < len(tasks):
+        if look.quantised is None:
+            return None
+        screen.narrow = False
+        return _active(x, screen, b)
+    counts, indices, values = zip(*(pieces[first] for first in sorted(pieces)), strict=True)
+    screen.narrow = sum(map(len, indices)) < WORK_ABOVE / 4 * len(x) * len(screen.rows)
+    return list(counts), list(indices), list(values)
+
+
+class _View:
+    """Rows x [n, d_in] ready to be multiplied with a screen."""
+
+    def __init__(self, x: Tensor, screen: Screen):
+        """Round x to 8 bits if the screen is. Raises UserError for NaN or infinite values."""
+        self.x, self.screen = x, screen
+        if screen.quantised is None:
+            self.unit, self.norm, self.error = torch.ones(len(x)), row_norms(x), torch.zeros(len(x))
+        else:
+            self.rounded = torch.empty(x.shape, dtype=torch.int8)
+            self.unit, self.norm, self.error = quantise(x, 1 / screen.scale, self.rounded)
+            self.norm += self.error
+        if not self.norm.isfinite().all():
+            bad = int((~self.norm.isfinite()).nonzero()[0])
+            raise UserError(f"activations: NaN or infinite values in row {bad} of the batch; filter or mend them first")
+
+    def tasks(self, work) -> list:  # noqa: ANN001
+        """Return `work` bound to each chunk of rows."""
+        n = len(self.x)
+        size = max(1, min(CHUNK, -(-n // torch.get_num_threads())))
+        return [lambda first=first: work(first, min(first + size, n)) for first in range(0, n, size)]
+
+    def products(self, here: slice) -> tuple[np.ndarray, ...]:
+        """Return products, x, unit, norm and error of some rows."""
+        rows, d_sae = here.stop - here.start, len(self.screen.rows)
+        if self.screen.quantised is None:
+            out = _buffer(rows, d_sae, torch.float32)
+            torch.mm(self.x[here], self.screen.rows.t(), out=out)
+        else:
+            out = _buffer(rows, d_sae, torch.int32)
+            torch._int_mm(self.rounded[here], self.screen.quantised.t(), out=out)
+        return tuple(_arrays(out, self.x[here], self.unit[here], self.norm[here], self.error[here]))
+
+
+_buffers = threading.local()
+
+
+def _buffer(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """Return this thread's buffer [rows, columns]: fresh memory of this size would cost more than a product."""
+    flat = getattr(_buffers, "flat", None)
+    if flat is None or len(flat) < rows * columns:
+        flat = _buffers.flat = torch.empty(rows * columns, dtype=torch.int32)
+    return flat[: rows * columns].view(dtype).view(rows, columns)
+
+
+def gradient_squares(gradient: RowGradient, dense: Tensor | None, W: Tensor, unit: bool) -> Tensor:
+    """Return the squared length of each row of a gradient of W [d_sae, d], [d_sae].
+
+    dense: a part of it that is stored as a whole [d_sae, d], or None; unit: whether the component along each row of W
+    is left out.
+    """
+    out = torch.empty(len(W))
+    parts = _parts(gradient, dense, W)
+    matrix, target = W.numpy(), out.numpy()
+    spread(lambda a, b: loops.gradient_squares(*parts, matrix, unit, target, a, b), len(W))
+    return out
+
+
+def adam(
+    gradient: RowGradient,
+    dense: Tensor | None,
+    W: Tensor,
+    moments: tuple[Tensor, Tensor],
+    numbers: tuple[float, ...],
+    unit: bool,
+) -> None:
+    """Take an Adam step with W [d_sae, d], in place; see `loops.adam_rows` for the numbers."""
+    parts = _parts(gradient, dense, W)
+    arrays = _arrays(W, *moments)
+    scalars = [np.float32(number) for number in numbers]
+    spread(lambda a, b: loops.adam_rows(*parts, arrays[0], unit, *arrays[1:], *scalars, a, b), len(W))
+
+
+def _parts(gradient: RowGradient, dense: Tensor | None, W: Tensor) -> tuple:
+    terms = []
+    for pairs in gradient.pairs:
+        turned, order = pairs.layout.by_feature
+        terms.append(tuple(_arrays(turned.offsets, turned.indices, order, pairs.values, pairs.factors)))
+    if not terms:  # a tuple of one kind of tuples has to hold one
+        none, number = np.empty(0, np.int64), np.empty((0, W.shape[1]), np.float32)
+        terms.append((np.zeros(len(W) + 1, np.int64), none, none, np.empty(0, np.float32), number))
+    found = gradient.block(dense, len(W))
+    place, block = (np.empty(0, np.int64), np.empty((0, W.shape[1]), np.float32)) if found is None else _arrays(*found)
+    scale = np.empty(0, np.float32) if gradient.multiples is None else gradient.multiples.contiguous().numpy()
+    return tuple(terms), place, block, scale
+
+
+def _arrays(*tensors: Tensor) -> list[np.ndarray]:
+    return [tensor.detach().contiguous().numpy() for tensor in tensors]

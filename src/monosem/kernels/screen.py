@@ -1,0 +1,136 @@
+"""A cheap look at all products x . w_i, good enough to say which few have to be computed exactly.
+
+Rows are rounded to 8 bits: x_j / s_j = u (q_j + r_j), w_ij s_j = v_i (p_ij + t_ij) with integers q and p up to 127, and
+s_j a power of two for each input dimension, which evens out the outlier dimensions of residual streams. The integer
+product u v_i sum_j q_j p_ij then differs from x . w_i by at most
+    |x/s - uq| |w_i s|  +  |uq| |w_i s - v_i p_i|,
+by the inequality of Cauchy and Schwarz: a certificate, not an estimate. Whatever the rounding, the features that are
+chosen with it, and their values, are those of the float32 product.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from monosem.kernels import loops
+from monosem.kernels.threads import spread
+
+Precision = Literal["int8", "float32"]
+
+ROUNDING = 4e-6
+"""Allowance for float32 arithmetic in sums of some thousand terms, relative to |x| |w_i|."""
+
+
+@dataclass
+class Screen:
+    """What is kept of W [d_in, d_sae], feature-major, to screen products with it.
+
+    rows: its columns as rows, float32 [d_sae, d_in], memory shared where W is stored that way; scale: powers of two
+    [d_in]; quantised: int8 [d_sae, d_in], or None where float32 products are as fast; unit, norm, error: float32
+    [d_sae], v_i, |w_i s| and |w_i s - v_i p_i|; narrow: whether the last batch had few enough candidates.
+    """
+
+    rows: Tensor
+    scale: Tensor
+    quantised: Tensor | None
+    unit: Tensor
+    norm: Tensor
+    error: Tensor
+    narrow: bool = True
+
+    def refresh(self) -> None:
+        """Take over the values that `rows` has now."""
+        if self.quantised is not None:
+            self.unit, self.norm, self.error = quantise(self.rows, self.scale, self.quantised)
+
+    def exact(self) -> Screen:
+        """Return the screen that computes all products in float32."""
+        ones = torch.ones_like(self.unit)
+        norm = self.rows.norm(dim=1)
+        return Screen(self.rows, torch.ones_like(self.scale), None, ones, norm, ROUNDING * norm)
+
+
+def quantise(rows: Tensor, scale: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Round rows [n, d] times scale [d] to int8 `out [n, d]`; return unit, norm and error of each row, [n]."""
+    unit, norm, error = (torch.empty(len(rows)) for _ in range(3))
+    arrays = [t.numpy() for t in (rows, scale, out, unit, norm, error)]
+    spread(lambda first, last: loops.quantise_rows(*arrays, first, last), len(rows))
+    return unit, norm, error.add_(ROUNDING * norm)
+
+
+_screens = WeakIdKeyDictionary()
+
+
+def screen_of(W: Tensor, x: Tensor) -> Screen:
+    """Return the screen of W [d_in, d_sae], made anew when W was written to by torch.
+
+    x [n, d_in]: a batch, whose outlier dimensions the screen is fitted to. Who changes W in another way calls
+    `Screen.refresh`.
+    """
+    version, screen = _screens.get(W, (None, None))
+    if screen is None or version != W._version:
+        screen = _make_screen(W.detach(), x)
+        _screens[W] = (W._version, screen)
+    return screen
+
+
+def known_screen(W: Tensor) -> Screen | None:
+    """Return the screen of W if it has one that is not outdated."""
+    version, screen = _screens.get(W, (None, None))
+    return screen if version == W._version else None
+
+
+def _make_screen(W: Tensor, x: Tensor) -> Screen:
+    rows = W.t().contiguous()
+    empty = rows.new_empty(len(rows))
+    screen = Screen(rows, rows.new_ones(rows.shape[1]), None, empty, empty, empty)
+    if screen_precision() == "float32":
+        return screen.exact()
+    spread_x, spread_w = x.square().mean(0), rows.square().mean(0)
+    usable = (spread_x > 0) & (spread_w > 0) & spread_x.isfinite() & spread_w.isfinite()
+    screen.scale = torch.where(usable, (spread_x / spread_w).pow(0.25), 1.0).log2().round().clamp(-40, 40).exp2()
+    screen.quantised = torch.empty(rows.shape, dtype=torch.int8)
+    screen.refresh()
+    return screen
+
+
+_chosen: Precision | None = None
+
+
+def choose_screen(precision: Precision | Literal["auto"]) -> None:
+    """Set the precision of the first look; "auto" measures which is faster."""
+    global _chosen
+    _chosen = None if precision == "auto" else precision
+
+
+def screen_precision() -> Precision:
+    """Return the precision of the first look on this machine."""
+    return _chosen or _faster()
+
+
+@cache
+def _faster() -> Precision:
+    """Time an 8-bit and a float32 product of 256 x 512 x 4,096; a screened selection has to do more, so 8 bits must
+    take at most half as long."""
+    x, w = torch.randn(256, 512), torch.randn(4096, 512)
+    x8, w8 = x.to(torch.int8), w.to(torch.int8)
+    out, out8 = torch.empty(256, 4096), torch.empty(256, 4096, dtype=torch.int32)
+
+    def seconds(run: object) -> float:
+        began = time.perf_counter()
+        run()  # type: ignore[operator]
+        return time.perf_counter() - began
+
+    try:
+        eight = min(seconds(lambda: torch._int_mm(x8, w8.t(), out=out8)) for _ in range(4))
+    except RuntimeError:  # not implemented for this processor
+        return "float32"
+    full = min(seconds(lambda: torch.mm(x, w.t(), out=out)) for _ in range(4))
+    return "int8" if eight < 0.5 * full else "float32"
