@@ -24,6 +24,9 @@ Target = Annotated[
     ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Study folder; default runs/<study name>.")]
+Reference = Annotated[
+    bool, typer.Option("--reference", help="Use the slow, readable references instead of the kernels.")
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. train.d_sae=1024 or run.0.k=[20,50]."),
@@ -31,9 +34,9 @@ Set = Annotated[
 
 
 @app.command()
-def compare(study: Target = "quickstart", out: Out = None, settings: Set = None) -> None:
+def compare(study: Target = "quickstart", out: Out = None, settings: Set = None, reference: Reference = False) -> None:
     """Run every stage of a study and write its report; finished stages are skipped."""
-    _run(study, out, settings, None)
+    _run(study, out, _with_reference(settings, reference), None)
 
 
 @app.command()
@@ -43,15 +46,15 @@ def harvest(study: Target, out: Out = None, settings: Set = None) -> None:
 
 
 @app.command()
-def train(study: Target, out: Out = None, settings: Set = None) -> None:
+def train(study: Target, out: Out = None, settings: Set = None, reference: Reference = False) -> None:
     """Train the study's SAEs on the harvested activations."""
-    _run(study, out, settings, "train")
+    _run(study, out, _with_reference(settings, reference), "train")
 
 
 @app.command()
-def measure(study: Target, out: Out = None, settings: Set = None) -> None:
+def measure(study: Target, out: Out = None, settings: Set = None, reference: Reference = False) -> None:
     """Measure every SAE on the same held-out tokens."""
-    _run(study, out, settings, "measure")
+    _run(study, out, _with_reference(settings, reference), "measure")
 
 
 @app.command()
@@ -84,6 +87,10 @@ def list_(what: Annotated[str, typer.Argument(help="variants, evals, formats or 
 
     for line in catalogue.lines(what):
         typer.echo(line)
+
+
+def _with_reference(settings: list[str] | None, reference: bool) -> list[str] | None:
+    return [*(settings or []), "compute.reference=true"] if reference else settings
 
 
 def _load(target: str, out: Path | None, settings: list[str] | None) -> tuple[Any, Path]:

@@ -86,6 +86,20 @@ class TrainConfig(_Section):
     clip: float | None = Field(default=None, ge=0)
 
 
+class ComputeConfig(_Section):
+    """`[compute]`: how the work is done. Beyond rounding, results don't depend on it.
+
+    threads: 0 for as many as there are cores; chunk: tokens that an encoder looks at together.
+    first_look: precision in which an encoder finds candidates; what is kept is computed in float32 in any case.
+    reference: use the slow, readable references instead of the kernels (`--reference`).
+    """
+
+    threads: int = Field(default=0, ge=0)
+    chunk: int = Field(default=256, ge=1)
+    first_look: Literal["auto", "int8", "float32"] = "auto"
+    reference: bool = False
+
+
 class MeasureConfig(_Section):
     """`[measure]`: held-out measurement.
 
@@ -107,6 +121,7 @@ class StudyFile(_Section):
     text: TextConfig = TextConfig()
     train: TrainConfig = TrainConfig()
     measure: MeasureConfig = MeasureConfig()
+    compute: ComputeConfig = ComputeConfig()
     run: list[dict[str, Any]] = Field(min_length=1)
 
 

@@ -29,6 +29,7 @@ def measure_inputs(study: Study, meta: dict[str, Any]) -> dict[str, Any]:
         "activations": meta["hash"],
         "tokens": value_hash([entry["sha256"] for entry in meta["splits"]["eval"]["shards"].values()]),
         "ce_tokens": study.file.measure.ce_tokens,
+        **({"reference": True} if study.file.compute.reference else {}),
     }
 
 

@@ -103,7 +103,7 @@ class RowAdam:
         self.steps += 1
         beta1, beta2 = self.betas
         root = math.sqrt(1 - beta2**self.steps)
-        numbers = (factor, rate / (1 - beta1**self.steps), beta1, beta2, root, self.eps)
+        numbers = (factor, rate / (1 - beta1**self.steps), beta1, 1 - beta1, beta2, 1 - beta2, root, self.eps)
         for name, rows in self.matrices.items():
             self.fast.adam(*self._gradient(name), rows, self.state[name], numbers, self._unit(name))
             self.weights[name].grad = None

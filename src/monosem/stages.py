@@ -20,6 +20,7 @@ from monosem.embedded import CORPUS_VERSION
 from monosem.environment import describe
 from monosem.evals import Inputs, evaluation_names, make_evaluation
 from monosem.evaluate import evaluate
+from monosem.kernels.settings import configure, reference_kernels
 from monosem.measuring import measure_inputs, measure_runs
 from monosem.model import model_identity, resolve_device
 from monosem.progress import Ticker
@@ -58,7 +59,9 @@ def compare(
     elif isinstance(study, dict):
         study = make_study(study)
     folder = Path(out) if out else found or Path("runs") / study.file.name
-    with study_lock(folder):
+    compute = study.file.compute
+    configure(threads=compute.threads, chunk=compute.chunk, first_look=compute.first_look)
+    with study_lock(folder), reference_kernels(compute.reference):
         work = Work(study, folder, say, ticker or Ticker())
         work.stages = read_json(folder / "stages.json") if (folder / "stages.json").exists() else {}
         if not (folder / "study.toml").exists():  # an earlier one stays until a stage has succeeded with this study
@@ -195,7 +198,8 @@ def plan_of(study: Study, meta: dict[str, Any]) -> tuple[Plan, list[RunSpec]]:
         facts,
     )
     shared = {k: v for k, v in asdict(plan).items() if k not in ("log_every", "checkpoint_seconds")}
-
+    if file.compute.reference:
+        shared["reference"] = True
     keys = [value_hash({"version": TRAIN_VERSION, "plan": shared, "run": asdict(run)}) for run in study.runs]
     return plan, [replace(run, key=key) for run, key in zip(study.runs, keys, strict=True)]
 

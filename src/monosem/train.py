@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,14 @@ from torch import Tensor
 from monosem.activations import Activations, training_order
 from monosem.checkpoints import drop_checkpoints, resume, write_checkpoint
 from monosem.formats.saelens import save_sae
-from monosem.optimiser import make_optimiser
+from monosem.kernels.settings import describe
+from monosem.kernels.threads import own_threads, run_all, thread_count
 from monosem.normaliser import Kind, Normaliser, fit_normaliser
+from monosem.optimiser import make_optimiser
 from monosem.sae import Sae
 from monosem.store import write_atomic
 from monosem.types import UserError
-from monosem.variants import Loss, Recipe, Step, Variant, Weights
+from monosem.variants import DenseCodes, Loss, Recipe, Step, Variant, Weights
 
 TRAIN_VERSION = 2
 SAMPLE_ROWS = 2_000_000  # at most this many tokens, or 1,000 batches, set the normaliser and the variance
@@ -115,6 +119,7 @@ class Trainer:
         self.optimiser = make_optimiser(self.weights, (r.beta1, r.beta2), r.eps, unit)
         self.log: list[dict[str, Any]] = []
         self.seconds = 0.0
+        self.sparse = False  # whether the last step's codes were, so that the kernels do nearly all of the work
         self.latest: dict[str, float] = {}
 
     def step(self, x: Tensor, index: int, log: bool) -> None:
@@ -123,10 +128,16 @@ class Trainer:
         Raises UserError when the loss is not finite.
         """
         began = time.perf_counter()
+        with own_threads() if self.sparse else nullcontext():
+            self._step(x, index, log)
+        self.seconds += time.perf_counter() - began
+
+    def _step(self, x: Tensor, index: int, log: bool) -> None:
         plan, spec = self.plan, self.spec
         at = Step(index, plan.steps, self.start.variance, self.silent, plan.dead_after)
         with self.optimiser.collecting():
             loss = spec.variant.loss(self.weights, x, at)
+        self.sparse = not isinstance(loss.codes, DenseCodes)
         total, clip = loss.total, spec.recipe.clip
         norm = self.optimiser.backward(total)
         if not math.isfinite(norm):
@@ -140,7 +151,6 @@ class Trainer:
         with torch.no_grad():
             self.silent += len(x)
             self.silent[loss.codes.fired()] = 0
-        self.seconds += time.perf_counter() - began
 
     @torch.no_grad()
     def _record(self, loss: Loss, x: Tensor, index: int, norm: float) -> None:
@@ -210,6 +220,7 @@ class Trainer:
             "batch_size": self.plan.batch_size,
             "recipe": {name: getattr(self.spec.recipe, name) for name in Recipe.__dataclass_fields__},
             "train_tokens_per_second": self.plan.steps * self.plan.batch_size / max(self.seconds, 1e-9),
+            "kernels": describe(),
             **self.plan.facts,
         }
         weights = {name: w.detach() for name, w in self.weights.items()}
@@ -251,13 +262,27 @@ def train(
         log = step % log_every == 0 or step == plan.steps - 1
         for trainer in trainers:
             trainer.maybe_resample(store, step)
-            trainer.step(x, step, log)
+        step_all(trainers, x, step, log)
         report(step, trainers)
         if time.monotonic() - saved >= plan.checkpoint_seconds and step + 1 < plan.steps:
             write_checkpoint(trainers, folder, step + 1)
             saved = time.monotonic()
     for trainer in trainers:
         _finish(trainer, folder / trainer.spec.name)
+
+
+def step_all(trainers: list[Trainer], x: Tensor, index: int, log: bool) -> None:
+    """Advance all runs by one batch.
+
+    With at least as many runs as threads, each run has one thread: its kernels then need no synchronisation, and its
+    numbers don't depend on how many threads there are. The slowest runs go first, so that no thread waits long.
+    """
+    if len(trainers) < thread_count():
+        for trainer in trainers:
+            trainer.step(x, index, log)
+    else:
+        slowest_first = sorted(trainers, key=lambda trainer: -trainer.seconds)
+        run_all([partial(trainer.step, x, index, log) for trainer in slowest_first])
 
 
 def _finish(trainer: Trainer, folder: Path) -> None:

@@ -5,10 +5,10 @@ from the density of the codes, the device and the widths. All paths give the sam
 """
 
 from monosem.kernels.codes import Codes, DenseCodes, Layout, RaggedCodes, SparseCodes
+from monosem.kernels.settings import reference_kernels
 from monosem.kernels.sparse import (
     active_products,
     decode,
-    reference_kernels,
     row_norms,
     squared_distances,
     take_columns,

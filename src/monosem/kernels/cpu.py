@@ -12,7 +12,7 @@ from monosem.kernels import loops
 from monosem.kernels.codes import Layout
 from monosem.kernels.gradients import RowGradient
 from monosem.kernels.screen import Screen, quantise
-from monosem.kernels.threads import run_all, spread
+from monosem.kernels.threads import run_all, spread, thread_count
 from monosem.types import UserError
 
 CHUNK = 256
@@ -71,19 +71,22 @@ def top(x: Tensor, screen: Screen, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def active(x: Tensor, screen: Screen, b: Tensor) -> tuple[Layout, Tensor] | None:
     """Return where x . w_i + b_i > 0 and the values of x . w_i there; None if the first rows show that it's often."""
     d_sae = len(screen.rows)
-    head = _active(x[:CHUNK], screen, b)
-    if head is None:
-        return None
-    rest = _active(x[CHUNK:], screen, b) if len(x) > CHUNK else ([], [], [])
-    if rest is None:
-        return None
-    counts, indices, values = (torch.cat(a + c) for a, c in zip(head, rest, strict=True))
+    pieces: list[list[Tensor]] = []
+    for part in (x[:CHUNK], x[CHUNK:]):
+        found = _active(part, screen, b) if len(part) else []
+        if found is None:
+            return None
+        pieces += found
+    if not pieces:
+        none = torch.empty(0, dtype=torch.int64)
+        return Layout(none.new_zeros(1), none, d_sae), torch.empty(0)
+    counts, indices, values = (torch.cat(part) for part in zip(*pieces, strict=True))
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     return Layout(offsets, indices, d_sae), values
 
 
-def _active(x: Tensor, screen: Screen, b: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]] | None:
-    """Return the counts, features and products of rows of x in pieces; None where they're more than pays."""
+def _active(x: Tensor, screen: Screen, b: Tensor) -> list[list[Tensor]] | None:
+    """Return counts, features and products of each piece of the rows of x; None where they're more than pays."""
     look = screen if screen.narrow else screen.exact()
     view = _View(x, look)
     shared = _arrays(look.rows, look.unit, look.norm, look.error, b)
@@ -106,9 +109,9 @@ def _active(x: Tensor, screen: Screen, b: Tensor) -> tuple[list[Tensor], list[Te
             return None
         screen.narrow = False
         return _active(x, screen, b)
-    counts, indices, values = zip(*(pieces[first] for first in sorted(pieces)), strict=True)
-    screen.narrow = sum(map(len, indices)) < WORK_ABOVE / 4 * len(x) * len(screen.rows)
-    return list(counts), list(indices), list(values)
+    in_order = [pieces[first] for first in sorted(pieces)]
+    screen.narrow = sum(len(piece[1]) for piece in in_order) < WORK_ABOVE / 4 * len(x) * len(screen.rows)
+    return in_order
 
 
 class _View:
@@ -127,10 +130,10 @@ class _View:
             bad = int((~self.norm.isfinite()).nonzero()[0])
             raise UserError(f"activations: NaN or infinite values in row {bad} of the batch; filter or mend them first")
 
-    def tasks(self, work) -> list:  # noqa: ANN001
+    def tasks(self, work) -> list:
         """Return `work` bound to each chunk of rows."""
         n = len(self.x)
-        size = max(1, min(CHUNK, -(-n // torch.get_num_threads())))
+        size = max(1, min(CHUNK, -(-n // thread_count())))
         return [lambda first=first: work(first, min(first + size, n)) for first in range(0, n, size)]
 
     def products(self, here: slice) -> tuple[np.ndarray, ...]:

@@ -82,7 +82,7 @@ def _bar(values, k):
 
 @jit
 def _estimate(products, x_unit, unit, b, estimate, peaks):
-    """Write products * x_unit * unit + b to `estimate`, and to peaks[g] the maximum over the features g, g + groups ..."""
+    """Write products * x_unit * unit + b to `estimate`, and to peaks[g] the maximum over features g, g + groups ..."""
     d, groups = len(products), len(peaks)
     for g in range(groups):
         peaks[g] = LOWEST
@@ -180,8 +180,9 @@ def _best(found, exact, keys, n, k, indices, values):
 def active_rows(products, x, x_unit, x_norm, x_error, rows, unit, norm, error, b, limit, counts, indices, values):
     """Find the features with x . rows_i + b_i > 0 for every row of x, exactly; arguments as in `top_rows`.
 
-    Writes the number of them to `counts [m]`, the features (in an order that x doesn't change) and x . rows_i, row after
-    row, to `indices` and `values`. Returns how many there are, or -1 if there's no room for them or more than `limit` candidates.
+    Writes the number of them to `counts [m]`, the features and x . rows_i, row after row, to `indices` and `values`.
+    Within a row, features are in an order that depends on d_sae only. Returns how many there are, or -1 if there's no
+    room for them or if there are more than `limit` candidates.
     """
     m, d = products.shape
     estimate = np.empty(d, np.float32)
@@ -319,11 +320,13 @@ def gradient_squares(terms, block_of, block, scale, W, unit, out, first, last):
 
 
 @jit
-def adam_rows(terms, block_of, block, scale, W, unit, m, v, factor, rate, beta1, beta2, root, eps, first, last):
+def adam_rows(
+    terms, block_of, block, scale, W, unit, m, v, factor, rate, beta1, rest1, beta2, rest2, root, eps, first, last
+):
     """Take an Adam step with rows `first` to `last - 1` of a gradient times `factor`; the gradient is never stored.
 
-    rate: learning rate over bias correction 1; root: square root of bias correction 2; unit: the row is then scaled
-    to length 1.
+    rate: learning rate over bias correction 1; rest1, rest2: 1 - beta1 and 1 - beta2, which float32 can't subtract to
+    full accuracy; root: square root of bias correction 2; unit: the row is then scaled to length 1.
     """
     d = W.shape[1]
     g = np.empty(d, np.float32)
@@ -334,8 +337,8 @@ def adam_rows(terms, block_of, block, scale, W, unit, m, v, factor, rate, beta1,
         square = np.float32(0)
         for j in range(d):
             gj = factor * g[j]
-            mj = beta1 * mi[j] + (one - beta1) * gj
-            vj = beta2 * vi[j] + (one - beta2) * gj * gj
+            mj = beta1 * mi[j] + rest1 * gj
+            vj = beta2 * vi[j] + rest2 * gj * gj
             mi[j] = mj
             vi[j] = vj
             w = row[j] - rate * mj / (np.sqrt(vj) / root + eps)

@@ -76,7 +76,7 @@ def screen_of(W: Tensor, x: Tensor) -> Screen:
     """
     version, screen = _screens.get(W, (None, None))
     if screen is None or version != W._version:
-        screen = _make_screen(W.detach(), x)
+        screen = _make_screen(W.data, x)  # .data: a view of W would keep W alive for ever
         _screens[W] = (W._version, screen)
     return screen
 
@@ -91,7 +91,7 @@ def _make_screen(W: Tensor, x: Tensor) -> Screen:
     rows = W.t().contiguous()
     empty = rows.new_empty(len(rows))
     screen = Screen(rows, rows.new_ones(rows.shape[1]), None, empty, empty, empty)
-    if screen_precision() == "float32":
+    if screen_precision() == "float32" or len(W) == 1:  # torch 2.13's 8-bit product is wrong for a single column
         return screen.exact()
     spread_x, spread_w = x.square().mean(0), rows.square().mean(0)
     usable = (spread_x > 0) & (spread_w > 0) & spread_x.isfinite() & spread_w.isfinite()

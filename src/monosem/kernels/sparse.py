@@ -9,9 +9,6 @@ optimiser adds up row by row; otherwise they return whole gradients, as autograd
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +20,7 @@ from monosem.kernels import cpu
 from monosem.kernels.codes import Codes, DenseCodes, Layout, RaggedCodes, SparseCodes
 from monosem.kernels.gradients import Pairs, RowGradient, collected
 from monosem.kernels.screen import screen_of
+from monosem.kernels.settings import reference
 
 SMALL = 1 << 14
 """Matrices with fewer weights than this are always multiplied densely."""
@@ -33,22 +31,10 @@ DENSE_DECODE_ABOVE = 0.3
 DENSE_TOP_ABOVE = 1 / 32
 """Share of the features to be chosen above which all products are computed in full precision."""
 
-_reference: ContextVar[bool] = ContextVar("reference", default=False)
-
-
-@contextmanager
-def reference_kernels(on: bool = True) -> Iterator[None]:
-    """Compute everything by the slow references inside this context."""
-    token = _reference.set(on)
-    try:
-        yield
-    finally:
-        _reference.reset(token)
-
 
 def fast_kernels(x: Tensor, W: Tensor) -> ModuleType | None:
     """Return the module of fast kernels that can multiply x and W, or None: use the reference."""
-    return cpu if not _reference.get() and W.numel() >= SMALL and cpu.supports(x, W) else None
+    return cpu if not reference.get() and W.numel() >= SMALL and cpu.supports(x, W) else None
 
 
 def active_products(x: Tensor, W: Tensor, b: Tensor, centre: Tensor | None = None) -> DenseCodes | RaggedCodes:
