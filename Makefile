@@ -7,10 +7,14 @@ DEV := $(VENV)/installed-dev
 ORACLE := .venv-oracle/installed
 STUDY ?= quickstart
 OUT ?= runs/$(notdir $(basename $(STUDY)))
+BENCH_SECONDS ?= 60
+BENCH_VARIANTS ?= standard tanh gated topk topk-auxk
+BENCH_WIDTHS ?= 4608 16384 65536
+BENCH_OPTIONS ?=
 PIP := pip install --disable-pip-version-check --quiet
 TEST_RUN := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 .DEFAULT_GOAL := help
-.PHONY: help setup compare test test-fast oracle check format screenshot examples lock clean
+.PHONY: help setup compare test test-fast oracle bench bench-growth check format screenshot examples lock clean
 
 help:             ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -29,7 +33,7 @@ $(RUN): $(VENV)/created pyproject.toml constraints.txt
 
 $(DEV): $(RUN)
 	@echo "installing the development tools into $(VENV)"
-	$(BIN)/$(PIP) -c constraints.txt pytest pytest-xdist hypothesis ruff pyright import-linter playwright datasets
+	$(BIN)/$(PIP) -c constraints.txt pytest pytest-xdist hypothesis ruff pyright import-linter playwright datasets "triton; platform_system == 'Linux'"
 	@touch $@
 
 setup: $(DEV)     ## create .venv and install everything for development
@@ -50,12 +54,27 @@ $(ORACLE): pyproject.toml constraints-oracle.txt
 	.venv-oracle/bin/$(PIP) torch==2.13.0
 	.venv-oracle/bin/$(PIP) -c constraints-oracle.txt hatchling editables
 	.venv-oracle/bin/$(PIP) -c constraints-oracle.txt --no-build-isolation -e .
-	.venv-oracle/bin/$(PIP) -c constraints-oracle.txt pytest hypothesis accelerate sae-lens dictionary-learning xllamacpp
+	.venv-oracle/bin/$(PIP) -c constraints-oracle.txt pytest hypothesis accelerate sae-lens dictionary-learning eai-sparsify==1.3.3 xllamacpp
 	.venv-oracle/bin/pip uninstall --quiet --yes torchvision
 	@touch $@
 
 oracle: $(ORACLE) ## compare with independent libraries (sae-lens, dictionary-learning, llama.cpp), in .venv-oracle
 	OMP_NUM_THREADS=2 .venv-oracle/bin/python -m pytest -m oracle tests/oracle
+
+# one process for each variant, width and number of threads (variant:threads); the table comes last
+bench: $(ORACLE)  ## time training steps beside other libraries (BENCH_SECONDS=60), into benchmarks/results
+	@for width in $(BENCH_WIDTHS); do for what in $(BENCH_VARIANTS:=:1) $(filter topk:2,$(BENCH_VARIANTS:=:2)); do \
+		variant=$${what%:*}; threads=$${what#*:}; echo "$$variant, d_sae $$width, threads $$threads"; \
+		.venv-oracle/bin/python benchmarks/train_step.py --variant $$variant --d-sae $$width --threads $$threads \
+			--peers all --seconds $(BENCH_SECONDS) $(BENCH_OPTIONS) \
+			--json benchmarks/results/$$variant-$$width-$$threads.json > /dev/null || exit 1; \
+	done; done
+	@.venv-oracle/bin/python benchmarks/table.py
+
+bench-growth: $(ORACLE) $(DEV) ## cost against the width (2^12 to 2^17), and docs/training-cost.svg from all results
+	.venv-oracle/bin/python benchmarks/growth.py --seconds $(BENCH_SECONDS) $(BENCH_OPTIONS) \
+		--json benchmarks/results/growth.json
+	$(BIN)/python benchmarks/figure.py docs/training-cost.svg
 
 check: $(DEV)     ## format, lint, types, import layers
 	$(BIN)/ruff format --check

@@ -220,7 +220,7 @@ class Trainer:
             "batch_size": self.plan.batch_size,
             "recipe": {name: getattr(self.spec.recipe, name) for name in Recipe.__dataclass_fields__},
             "train_tokens_per_second": self.plan.steps * self.plan.batch_size / max(self.seconds, 1e-9),
-            "kernels": describe(),
+            "kernels": describe(self.silent.device),
             **self.plan.facts,
         }
         weights = {name: w.detach() for name, w in self.weights.items()}

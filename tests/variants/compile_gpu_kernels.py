@@ -6,7 +6,6 @@ Prints a line for each binary. The arguments are those that `gpu` passes.
 from __future__ import annotations
 
 import re
-from itertools import product
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -18,11 +17,11 @@ from monosem.kernels import gpu_loops
 INT64 = "offsets indices tokens where ends place"
 INT32 = "words counts"
 NUMBERS = {"d": "i32", "nnz": "i32", "n": "i32", "d_sae": "i32", "groups": "i32"}
-NUMBERS |= dict.fromkeys(["factor", "rate", "beta1", "beta2", "root", "eps"], "fp32")
+NUMBERS |= dict.fromkeys(["factor", "rate", "beta1", "rest1", "beta2", "rest2", "root", "eps"], "fp32")
 TYPES = dict.fromkeys(INT64.split(), "*i64") | dict.fromkeys(INT32.split(), "*i32") | {"rounded": "*bf16"} | NUMBERS
 
-FLAGS = [dict(zip(("HAS_BLOCK", "HAS_SCALE", "UNIT"), on, strict=True)) for on in product((False, True), repeat=3)]
-ROWS = [{**flags, "WIDTH": width} for flags in FLAGS for width in (1024, 4096)]
+FLAGS = [dict.fromkeys(("HAS_BLOCK", "HAS_SCALE", "UNIT"), on) for on in (False, True)]
+ROWS = [{**flags, "WIDTH": width} for flags in FLAGS for width in (16, 1024, 4096)]
 SIZES = {"ENTRIES": gpu_loops.ENTRIES, "COLUMNS": gpu_loops.COLUMNS}
 TILES = {"FEATURES": gpu_loops.FEATURES, "WORD": gpu_loops.WORD}
 CONSTANTS = {
@@ -46,8 +45,11 @@ def compile_kernel(kernel: JITFunction, constants: dict, capability: int, aligne
     divisible = [name for name, kind in signature.items() if kind.startswith("*") or name == "d"] if aligned else []
     attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in divisible}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    warps = max(1, min(8, constants.get("WIDTH", 1024) // 256))
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps}).asm
+    return triton.compile(
+        source,
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": gpu_loops.warps(constants.get("WIDTH", 1024))},
+    ).asm
 
 
 def main() -> None:

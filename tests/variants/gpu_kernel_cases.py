@@ -58,7 +58,7 @@ def test_top_is_exact(shape: tuple[int, int, int], share: float) -> None:
     assert torch.equal(values, h.gather(1, expected) - b[expected])
     assert all(map(torch.equal, (indices, values), cpu.top(x, screen_of(W, x), b, k)))
     rounded = x.bfloat16().float() @ W.bfloat16().float() + b
-    assert k == 1 or not torch.equal(rounded.sort(dim=1, descending=True, stable=True).indices[:, :k], expected)
+    assert share < 0.5 or not torch.equal(rounded.sort(dim=1, descending=True, stable=True).indices[:, :k], expected)
 
 
 @pytest.mark.parametrize("n", [1, 6])
@@ -73,6 +73,26 @@ def test_top_of_negative_and_uneven_rows(n: int) -> None:
     torch.testing.assert_close(values, h.gather(1, indices).float(), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("rounded", ["x", "W"])
+def test_best_feature_is_found_where_all_roundings_conspire(rounded: str) -> None:
+    """Feature 5 is the best, but looks worse than feature 9, by almost as much as bfloat16 can be wrong."""
+    x, W = torch.ones(1, 12), torch.zeros(12, 20)
+    if rounded == "W":
+        W[:, 5], W[:, 9] = 1.0038, 1  # bfloat16 rounds the former to 1
+        W[0, 9] += 4 * 2**-7
+    else:
+        x[:, :6], x[:, 6:] = 1.0038, 1.0040  # rounded to 1 and to 1 + 1/128
+        W[:6, 5], W[6:, 9] = 1, 1
+        W[0, 5] += 2**-7
+    estimates = x.bfloat16().float() @ W.bfloat16().float()
+    assert estimates.argmax() == 9
+    indices, values = gpu_top(x, W, torch.zeros(20), 1)
+    assert indices == 5
+    torch.testing.assert_close(values, (x @ W)[:, 5:6])
+    _, features, _ = active(x, W, torch.full((20,), -float((x @ W)[0, 9] + (x @ W)[0, 5]) / 2))
+    assert features.tolist() == [5]
+
+
 def test_scale_keeps_candidates_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """An outlier dimension that rounds badly costs hardly any exact products."""
     x, W, b = draw(6, 40, 300, whole=False)
@@ -85,15 +105,24 @@ def test_scale_keeps_candidates_few(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 6 * 10 <= sum(exact) < 6 * 40
 
 
-def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_and_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x, W, b = draw(9, 12, 80, whole=True)
-    W, b = on_device(W, b)
-    before = gpu_top(x, W, b, 5), active(x, W, b - 1e5)
+    before = *gpu_top(x, W, b, 5), *active(x, W, b - 3e5)
     monkeypatch.setattr(gpu, "PRODUCTS", 2 * 80)
-    after = gpu_top(x, W, b, 5), active(x, W, b - 1e5)
-    assert all(
-        torch.equal(a, c) for one, other in zip(before, after, strict=True) for a, c in zip(one, other, strict=True)
-    )
+    monkeypatch.setattr(gpu, "FEATURES", 32)
+    after = *gpu_top(x, W, b, 5), *active(x, W, b - 3e5)
+    assert all(map(torch.equal, before, after))
+
+
+@pytest.mark.parametrize(("d_sae", "k", "group"), [(2100, 5, 16), (2100, 9, 8), (1100, 60, 2), (30, 8, 1)])
+def test_promising_features_are_the_best_of_the_best_groups(d_sae: int, k: int, group: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    estimates, b = torch.randn(3, d_sae, generator=generator), torch.randn(d_sae, generator=generator)
+    first = gpu._promising(*on_device(estimates, b), k).cpu()
+    h = torch.nn.functional.pad(estimates + b, (0, -d_sae % group), value=-math.inf).view(3, -1, group)
+    best, place = h.max(2)
+    groups = best.topk(k).indices
+    assert torch.equal(first.sort().values, (groups * group + place.gather(1, groups)).sort().values)
 
 
 def active(x: Tensor, W: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -192,7 +221,7 @@ def gradient(terms: int, d: int, d_sae: int, device: str, seed: int) -> tuple[Ro
     if terms >= 1:
         parts.multiples = multiples.to(device)
     if terms == 1:
-        parts.rows.append((torch.tensor([7, 2, 30, 61, 79]).to(device), rows.to(device)))
+        parts.rows.append((torch.tensor([7, 2, 30, 41, 49]).to(device), rows.to(device)))
     return parts, dense.to(device) if terms != 1 else None
 
 
@@ -209,15 +238,16 @@ def whole_gradient(parts: RowGradient, dense: Tensor | None, W: Tensor) -> Tenso
 
 
 @pytest.mark.parametrize("unit", [False, True])
-@pytest.mark.parametrize(("terms", "d", "d_sae"), [(0, 12, 80), (1, 40, 90), (2, 300, 80)])
+@pytest.mark.parametrize(("terms", "d", "d_sae"), [(0, 12, 48), (1, 40, 50), (2, 140, 36)])
 def test_adam_takes_the_reference_steps(
     terms: int, d: int, d_sae: int, unit: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu, "SUMS", 33 * d)  # three chunks
+    eps = 1e-4  # well above rounding: tangential gradients of rows that only have multiples are nothing else
     W = torch.randn(d_sae, d, generator=torch.Generator().manual_seed(3))
     W = W / W.norm(dim=1, keepdim=True) if unit else W
     mine, fromcpu, leaf = W.to(DEVICE, copy=True), W.clone(), W.clone().requires_grad_()
-    reference = ReferenceAdam({"W_dec": leaf}, (0.9, 0.99), 1e-8, unit)
+    reference = ReferenceAdam({"W_dec": leaf}, (0.9, 0.99), eps, unit)
     moments, others = ([torch.zeros_like(w), torch.zeros_like(w)] for w in (mine, fromcpu))
     for step in range(1, 4):
         norm = reference.backward((leaf * whole_gradient(*gradient(terms, d, d_sae, "cpu", step), leaf.detach())).sum())
@@ -227,7 +257,7 @@ def test_adam_takes_the_reference_steps(
         assert math.isclose(math.sqrt(float(squares.double().sum())), norm, rel_tol=1e-5)
         host = gradient(terms, d, d_sae, "cpu", step)
         torch.testing.assert_close(squares.cpu(), cpu.gradient_squares(*host, fromcpu, unit), rtol=1e-4, atol=1e-4)
-        numbers = (factor, 1e-2 / (1 - 0.9**step), 0.9, 0.99, root, 1e-8)
+        numbers = (factor, 1e-2 / (1 - 0.9**step), 0.9, 1 - 0.9, 0.99, 1 - 0.99, root, eps)
         gpu.adam(parts, dense, mine, (moments[0], moments[1]), numbers, unit)
         cpu.adam(*host, fromcpu, (others[0], others[1]), numbers, unit)
         reference.step(1e-2, factor)

@@ -8,21 +8,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monosem.kernels import loops
+from monosem.kernels import loops, search
 from monosem.kernels.codes import Layout
 from monosem.kernels.gradients import RowGradient
-from monosem.kernels.screen import Screen, quantise
+from monosem.kernels.screen import Screen, int8_product, quantise
 from monosem.kernels.threads import run_all, spread, thread_count
 from monosem.types import UserError
 
 CHUNK = 256
 """Tokens whose products with all features are in memory at a time: they should stay in the cache."""
 
-DENSE_ABOVE = 0.1
-"""Density of ReLU codes above which dense products are faster (measured break-even: 0.1 to 0.2)."""
+CHUNK_ENTRIES = 1 << 23
+"""Products that are in memory at a time, at most."""
 
-WORK_ABOVE = 0.08
-"""Share of the products above which computing all of them in float32 is faster than screening."""
+DENSE_ABOVE = 0.2
+"""Density of ReLU codes above which dense products are faster (measured break-even: 0.2 to 0.25)."""
+
+WORK_ABOVE = 0.2
+"""Share of candidates among the products above which computing all products in float32 is faster."""
 
 
 def supports(x: Tensor, W: Tensor) -> bool:
@@ -62,7 +65,7 @@ def top(x: Tensor, screen: Screen, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     def work(first: int, last: int) -> None:
         here = slice(first, last)
-        loops.top_rows(*view.products(here), *shared, k, indices[here].numpy(), values[here].numpy())
+        search.top_rows(*view.products(here), *shared, k, indices[here].numpy(), values[here].numpy())
 
     run_all(view.tasks(work))
     return indices, values
@@ -98,7 +101,7 @@ def _active(x: Tensor, screen: Screen, b: Tensor) -> list[list[Tensor]] | None:
         counts, indices = torch.empty(last - first, dtype=torch.int64), torch.empty(room, dtype=torch.int64)
         values = torch.empty(room)
         products = view.products(slice(first, last))
-        n = loops.active_rows(*products, *shared, limit, counts.numpy(), indices.numpy(), values.numpy())
+        n = search.active_rows(*products, *shared, limit, counts.numpy(), indices.numpy(), values.numpy())
         if n >= 0:
             pieces[first] = [counts, indices[:n].clone(), values[:n].clone()]
 
@@ -110,7 +113,7 @@ def _active(x: Tensor, screen: Screen, b: Tensor) -> list[list[Tensor]] | None:
         screen.narrow = False
         return _active(x, screen, b)
     in_order = [pieces[first] for first in sorted(pieces)]
-    screen.narrow = sum(len(piece[1]) for piece in in_order) < WORK_ABOVE / 4 * len(x) * len(screen.rows)
+    screen.narrow = sum(len(piece[1]) for piece in in_order) < WORK_ABOVE / 3 * len(x) * len(screen.rows)
     return in_order
 
 
@@ -133,7 +136,7 @@ class _View:
     def tasks(self, work) -> list:
         """Return `work` bound to each chunk of rows."""
         n = len(self.x)
-        size = max(1, min(CHUNK, -(-n // thread_count())))
+        size = max(1, min(CHUNK, -(-n // thread_count()), CHUNK_ENTRIES // len(self.screen.rows)))
         return [lambda first=first: work(first, min(first + size, n)) for first in range(0, n, size)]
 
     def products(self, here: slice) -> tuple[np.ndarray, ...]:
@@ -144,7 +147,7 @@ class _View:
             torch.mm(self.x[here], self.screen.rows.t(), out=out)
         else:
             out = _buffer(rows, d_sae, torch.int32)
-            torch._int_mm(self.rounded[here], self.screen.quantised.t(), out=out)
+            int8_product(self.rounded[here], self.screen.quantised, out)
         return tuple(_arrays(out, self.x[here], self.unit[here], self.norm[here], self.error[here]))
 
 

@@ -40,6 +40,11 @@ def blocks(n: int, size: int) -> int:
     return -(-n // size)
 
 
+def warps(width: int) -> int:
+    """Return how many warps should share a row of `width` numbers: about 8 numbers a thread."""
+    return max(1, min(16, width // 256))
+
+
 @triton.jit
 def row_sums(
     offsets, indices, values, rows, start, out, d, START: tl.constexpr, ENTRIES: tl.constexpr, COLUMNS: tl.constexpr
@@ -223,7 +228,9 @@ def adam_rows(
     factor,
     rate,
     beta1,
+    rest1,
     beta2,
+    rest2,
     root,
     eps,
     d,
@@ -238,8 +245,8 @@ def adam_rows(
     inside = j < d
     row = tl.load(W + i * d + j, mask=inside, other=0.0)
     g = factor * _row_gradient(i, row, j, inside, sums, place, block, scale, d, HAS_BLOCK, HAS_SCALE, UNIT)
-    first = beta1 * tl.load(m + i * d + j, mask=inside, other=0.0) + (1.0 - beta1) * g
-    second = beta2 * tl.load(v + i * d + j, mask=inside, other=0.0) + (1.0 - beta2) * g * g
+    first = beta1 * tl.load(m + i * d + j, mask=inside, other=0.0) + rest1 * g
+    second = beta2 * tl.load(v + i * d + j, mask=inside, other=0.0) + rest2 * g * g
     tl.store(m + i * d + j, first, mask=inside)
     tl.store(v + i * d + j, second, mask=inside)
     row -= tl.div_rn(rate * first, tl.div_rn(tl.sqrt_rn(second), root) + eps)

@@ -50,6 +50,8 @@ class RowGradient:
         """
         if dense is None and not self.rows:
             return None
+        if dense is not None and not self.rows:
+            return torch.arange(d_sae, device=dense.device), dense
         if dense is None and len(self.rows) == 1:
             features, rows = self.rows[0]
             place = features.new_full((d_sae,), -1)

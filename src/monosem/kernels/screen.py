@@ -11,6 +11,7 @@ chosen with it, and their values, are those of the float32 product.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from monosem.kernels import loops
+from monosem.kernels import search
 from monosem.kernels.threads import spread
 
 Precision = Literal["int8", "float32"]
@@ -57,11 +58,16 @@ class Screen:
         return Screen(self.rows, torch.ones_like(self.scale), None, ones, norm, ROUNDING * norm)
 
 
+def int8_product(x: Tensor, rows: Tensor, out: Tensor) -> None:
+    """Write x rows^T, of int8 [n, d] and [d_sae, d], to int32 `out [n, d_sae]`."""
+    torch._int_mm(x, rows.t(), out=out)  # pyright: ignore[reportPrivateImportUsage]
+
+
 def quantise(rows: Tensor, scale: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Round rows [n, d] times scale [d] to int8 `out [n, d]`; return unit, norm and error of each row, [n]."""
     unit, norm, error = (torch.empty(len(rows)) for _ in range(3))
     arrays = [t.numpy() for t in (rows, scale, out, unit, norm, error)]
-    spread(lambda first, last: loops.quantise_rows(*arrays, first, last), len(rows))
+    spread(lambda first, last: search.quantise_rows(*arrays, first, last), len(rows))
     return unit, norm, error.add_(ROUNDING * norm)
 
 
@@ -74,8 +80,8 @@ def screen_of(W: Tensor, x: Tensor) -> Screen:
     x [n, d_in]: a batch, whose outlier dimensions the screen is fitted to. Who changes W in another way calls
     `Screen.refresh`.
     """
-    version, screen = _screens.get(W, (None, None))
-    if screen is None or version != W._version:
+    screen = known_screen(W)
+    if screen is None:
         screen = _make_screen(W.data, x)  # .data: a view of W would keep W alive for ever
         _screens[W] = (W._version, screen)
     return screen
@@ -83,19 +89,28 @@ def screen_of(W: Tensor, x: Tensor) -> Screen:
 
 def known_screen(W: Tensor) -> Screen | None:
     """Return the screen of W if it has one that is not outdated."""
-    version, screen = _screens.get(W, (None, None))
-    return screen if version == W._version else None
+    found = _screens.get(W)
+    return found[1] if found and found[0] == W._version else None
+
+
+def fitted_scale(rows: Tensor, x: Tensor) -> Tensor:
+    """Return a power of two for each dimension [d], which evens out the sizes of rows [d_sae, d] and x [n, d]."""
+    spread_x, spread_w = (torch.linalg.vector_norm(m, dim=0).square() / max(1, len(m)) for m in (x, rows))
+    usable = (spread_x > 0) & (spread_w > 0) & spread_x.isfinite() & spread_w.isfinite()
+    return torch.where(usable, (spread_x / spread_w).pow(0.25), 1.0).log2().round().clamp(-40, 40).exp2()
 
 
 def _make_screen(W: Tensor, x: Tensor) -> Screen:
+    if W.device.type == "cuda":
+        from monosem.kernels import gpu
+
+        return gpu.make_screen(W, x)
     rows = W.t().contiguous()
     empty = rows.new_empty(len(rows))
     screen = Screen(rows, rows.new_ones(rows.shape[1]), None, empty, empty, empty)
     if screen_precision() == "float32" or len(W) == 1:  # torch 2.13's 8-bit product is wrong for a single column
         return screen.exact()
-    spread_x, spread_w = x.square().mean(0), rows.square().mean(0)
-    usable = (spread_x > 0) & (spread_w > 0) & spread_x.isfinite() & spread_w.isfinite()
-    screen.scale = torch.where(usable, (spread_x / spread_w).pow(0.25), 1.0).log2().round().clamp(-40, 40).exp2()
+    screen.scale = fitted_scale(rows, x)
     screen.quantised = torch.empty(rows.shape, dtype=torch.int8)
     screen.refresh()
     return screen
@@ -123,13 +138,13 @@ def _faster() -> Precision:
     x8, w8 = x.to(torch.int8), w.to(torch.int8)
     out, out8 = torch.empty(256, 4096), torch.empty(256, 4096, dtype=torch.int32)
 
-    def seconds(run: object) -> float:
+    def seconds(run: Callable[[], object]) -> float:
         began = time.perf_counter()
-        run()  # type: ignore[operator]
+        run()
         return time.perf_counter() - began
 
     try:
-        eight = min(seconds(lambda: torch._int_mm(x8, w8.t(), out=out8)) for _ in range(4))
+        eight = min(seconds(lambda: int8_product(x8, w8, out8)) for _ in range(4))
     except RuntimeError:  # not implemented for this processor
         return "float32"
     full = min(seconds(lambda: torch.mm(x, w.t(), out=out)) for _ in range(4))

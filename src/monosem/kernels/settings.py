@@ -39,8 +39,9 @@ def configure(
     screen.choose_screen(first_look)
 
 
-def describe() -> dict[str, Any]:
-    """Return what the kernels use, for the record."""
+def describe(device: torch.device = torch.device("cpu")) -> dict[str, Any]:  # noqa: B008
+    """Return what the kernels use on a device, for the record."""
     if reference.get():
         return {"reference": True, "threads": torch.get_num_threads()}
-    return {"first_look": screen.screen_precision(), "chunk": cpu.CHUNK, "threads": torch.get_num_threads()}
+    look = screen.screen_precision() if device.type == "cpu" else "bfloat16"
+    return {"first_look": look, "chunk": cpu.CHUNK, "threads": torch.get_num_threads()}

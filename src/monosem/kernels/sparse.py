@@ -9,6 +9,7 @@ optimiser adds up row by row; otherwise they return whole gradients, as autograd
 
 from __future__ import annotations
 
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -34,7 +35,20 @@ DENSE_TOP_ABOVE = 1 / 32
 
 def fast_kernels(x: Tensor, W: Tensor) -> ModuleType | None:
     """Return the module of fast kernels that can multiply x and W, or None: use the reference."""
-    return cpu if not reference.get() and W.numel() >= SMALL and cpu.supports(x, W) else None
+    if reference.get() or W.numel() < SMALL:
+        return None
+    fast = cpu if x.device.type == "cpu" else _gpu_kernels()
+    return fast if fast is not None and fast.supports(x, W) else None
+
+
+@cache
+def _gpu_kernels() -> ModuleType | None:
+    """Return the kernels for GPUs; None without Triton."""
+    try:
+        from monosem.kernels import gpu
+    except ImportError:
+        return None
+    return gpu
 
 
 def active_products(x: Tensor, W: Tensor, b: Tensor, centre: Tensor | None = None) -> DenseCodes | RaggedCodes:
@@ -153,7 +167,8 @@ class _Pick(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = ctx.fast.row_sums(layout, g, W.t().contiguous())
         if ctx.needs_input_grad[1]:
-            dcentre = -(W @ g.new_zeros(layout.d_sae).index_add_(0, layout.indices, g))
+            turned, order = layout.by_feature
+            dcentre = -(W @ ctx.fast.row_sums(turned, g[order], g.new_ones(len(c), 1)).squeeze(1))
         if ctx.needs_input_grad[2]:
             dW = _pair_gradient(ctx.part, Pairs(layout, g, c), ctx.fast)
             dW = None if dW is None else dW.t()
