@@ -48,12 +48,18 @@ class ReferenceAdam:
         w_dec = self.weights["W_dec"]
         if self.unit and w_dec.grad is not None:
             w_dec.grad = tangential(w_dec.detach(), w_dec.grad)
-        return math.sqrt(_square(self.weights))
+        norms = [torch.linalg.vector_norm(w.grad) for w in self.weights.values() if w.grad is not None]
+        return float(torch.linalg.vector_norm(torch.stack(norms)))
 
     @torch.no_grad()
     def step(self, rate: float, factor: float) -> None:
         """Step with learning rate `rate` and the gradient times `factor`."""
-        _torch_step(self.adam, self.weights, rate, factor)
+        for w in self.weights.values():
+            if factor != 1 and w.grad is not None:
+                w.grad *= factor
+        self.adam.param_groups[0]["lr"] = rate
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
         if self.unit:
             self.weights["W_dec"].copy_(unit_rows(self.weights["W_dec"]))
 
@@ -62,9 +68,12 @@ class ReferenceAdam:
         states = {name: self.adam.state.get(w) for name, w in self.weights.items()}
         return {name: (state["exp_avg"], state["exp_avg_sq"]) for name, state in states.items() if state}
 
+    @torch.no_grad()
     def restore(self, moments: Moments, steps: int) -> None:
         """Take over moments, and the number of steps that they have seen."""
-        _restore(self.adam, self.weights, moments, steps)
+        for name, w in self.weights.items():
+            first, second = (torch.empty_like(w).copy_(moment) for moment in moments[name])  # laid out as w is
+            self.adam.state[w] = {"step": torch.tensor(float(steps)), "exp_avg": first, "exp_avg_sq": second}
 
 
 class RowAdam:
@@ -73,10 +82,8 @@ class RowAdam:
     def __init__(self, weights: Weights, betas: tuple[float, float], eps: float, unit: bool):
         """See `make_optimiser`."""
         self.weights, self.unit, self.betas, self.eps = weights, unit, betas, eps
-        self.matrices = {"W_enc": weights["W_enc"].detach().t(), "W_dec": weights["W_dec"].detach()}
-        self.state = {name: (torch.zeros_like(rows), torch.zeros_like(rows)) for name, rows in self.matrices.items()}
-        self.vectors = {name: w for name, w in weights.items() if name not in self.matrices}
-        self.adam = torch.optim.Adam(list(self.vectors.values()), lr=0.0, betas=betas, eps=eps, fused=True)
+        self.rows = {name: _by_feature(name, w.detach()) for name, w in weights.items()}
+        self.state = {name: (torch.zeros_like(rows), torch.zeros_like(rows)) for name, rows in self.rows.items()}
         self.steps = 0
         self.parts: dict[int, RowGradient] = {}
         fast = fast_kernels(weights["W_dec"], weights["W_enc"])
@@ -85,26 +92,26 @@ class RowAdam:
 
     def collecting(self) -> AbstractContextManager[object]:
         """Return the context in which the loss has to be computed."""
-        self.parts = {id(self.weights[name]): RowGradient() for name in self.matrices}
+        self.parts = {id(self.weights[name]): RowGradient() for name in ("W_enc", "W_dec")}
         return collecting(self.parts)
 
     def backward(self, loss: Tensor) -> float:
         """Compute the gradient, by parts, and return its norm over all weights."""
         loss.backward()
-        square = _square(self.vectors)
-        for name, rows in self.matrices.items():
-            square += float(self.fast.gradient_squares(*self._gradient(name), rows, self._unit(name)).double().sum())
-        return math.sqrt(square)
+        squares = [
+            self.fast.gradient_squares(*self._gradient(name), rows, self._unit(name)).double().sum()
+            for name, rows in self.rows.items()
+        ]
+        return math.sqrt(float(sum(squares)))
 
     @torch.no_grad()
     def step(self, rate: float, factor: float) -> None:
         """Step with learning rate `rate` and the gradient times `factor`."""
-        _torch_step(self.adam, self.vectors, rate, factor)
         self.steps += 1
         beta1, beta2 = self.betas
         root = math.sqrt(1 - beta2**self.steps)
         numbers = (factor, rate / (1 - beta1**self.steps), beta1, 1 - beta1, beta2, 1 - beta2, root, self.eps)
-        for name, rows in self.matrices.items():
+        for name, rows in self.rows.items():
             self.fast.adam(*self._gradient(name), rows, self.state[name], numbers, self._unit(name))
             self.weights[name].grad = None
         self.parts = {}
@@ -116,47 +123,35 @@ class RowAdam:
         """Return the first and second moments of each weight in its shape, to read or write; none before step 1."""
         if self.steps == 0:
             return {}
-        states = {name: self.adam.state[w] for name, w in self.vectors.items()}
-        encoder, decoder = self.state["W_enc"], self.state["W_dec"]
-        matrices = {"W_enc": (encoder[0].t(), encoder[1].t()), "W_dec": decoder}
-        return {name: (state["exp_avg"], state["exp_avg_sq"]) for name, state in states.items()} | matrices
+        shapes = {name: w.shape for name, w in self.weights.items()}
+        return {
+            name: (_as_weight(name, first, shapes[name]), _as_weight(name, second, shapes[name]))
+            for name, (first, second) in self.state.items()
+        }
 
+    @torch.no_grad()
     def restore(self, moments: Moments, steps: int) -> None:
         """Take over moments, and the number of steps that they have seen."""
-        _restore(self.adam, self.vectors, moments, steps)
         self.steps = steps
-        for name in self.matrices:
-            for mine, given in zip(self.state[name], moments[name], strict=True):
-                mine.copy_(given.t() if name == "W_enc" else given)
+        for name, mine in self.moments().items():
+            for target, given in zip(mine, moments[name], strict=True):
+                target.copy_(given)
 
     def _gradient(self, name: str) -> tuple[RowGradient, Tensor | None]:
-        """Return the gradient of a matrix with a row for each feature: its parts, and what autograd stored."""
+        """Return the gradient of a weight, by rows: its parts, and what autograd stored."""
         dense = self.weights[name].grad
-        if dense is not None:
-            dense = (dense.t() if name == "W_enc" else dense).contiguous()
+        dense = None if dense is None else _by_feature(name, dense).contiguous()
         return self.parts.get(id(self.weights[name]), RowGradient()), dense
 
     def _unit(self, name: str) -> bool:
         return self.unit and name == "W_dec"
 
 
-def _square(weights: Weights) -> float:
-    """Return the squared norm of the gradients that are stored whole."""
-    return sum(float(torch.linalg.vector_norm(w.grad)) ** 2 for w in weights.values() if w.grad is not None)
+def _by_feature(name: str, w: Tensor) -> Tensor:
+    """Return a weight as a matrix with a row for each feature; a vector is cut into short rows."""
+    return w.view(-1, math.gcd(len(w), 64)) if w.dim() == 1 else w.t() if name == "W_enc" else w
 
 
-def _torch_step(adam: torch.optim.Adam, weights: Weights, rate: float, factor: float) -> None:
-    for w in weights.values():
-        if factor != 1 and w.grad is not None:
-            w.grad *= factor
-    adam.param_groups[0]["lr"] = rate
-    adam.step()
-    adam.zero_grad(set_to_none=True)
-
-
-@torch.no_grad()
-def _restore(adam: torch.optim.Adam, weights: Weights, moments: Moments, steps: int) -> None:
-    for name, w in weights.items():
-        if name in moments:
-            first, second = (torch.empty_like(w).copy_(moment) for moment in moments[name])  # laid out as w is
-            adam.state[w] = {"step": torch.tensor(float(steps)), "exp_avg": first, "exp_avg_sq": second}
+def _as_weight(name: str, rows: Tensor, shape: torch.Size) -> Tensor:
+    """Return rows made by `_by_feature` in the weight's shape, without copying."""
+    return rows.view(shape) if len(shape) == 1 else rows.t() if name == "W_enc" else rows

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from monosem.kernels import sparse
+from monosem.kernels import cpu, sparse
 from monosem.variants import Step, Weights, make_variant
 
 pytestmark = pytest.mark.oracle
@@ -18,14 +18,20 @@ FREE = "W_enc b_enc W_dec b_dec"
 GATED = "W_enc b_gate b_mag r_mag W_dec b_dec"
 
 
-@pytest.fixture(params=["dense", "sparse"], autouse=True)
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "sparse":
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-5}
+
+
+@pytest.fixture(params=[torch.float64, torch.float32], ids=["reference", "kernels"], autouse=True)
+def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
+    """Run every test by the references, in float64, and by the kernels, which are for float32."""
+    if request.param == torch.float32:
         monkeypatch.setattr(sparse, "SMALL", 0)
-        monkeypatch.setattr(sparse, "DENSE_ABOVE", 1.0)
+        monkeypatch.setattr(sparse, "DENSE_TOP_ABOVE", 1.0)
+        monkeypatch.setattr(cpu, "DENSE_ABOVE", 1.0)
+    return request.param
 
 
-def draw(names: str, *, unit: bool = False) -> tuple[Weights, Tensor]:
+def draw(names: str, dtype: torch.dtype, *, unit: bool = False) -> tuple[Weights, Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = {"W_enc": (D_IN, D_SAE), "W_dec": (D_SAE, D_IN), "b_dec": (D_IN,)}
     w = {
@@ -35,7 +41,7 @@ def draw(names: str, *, unit: bool = False) -> tuple[Weights, Tensor]:
     if unit:
         w["W_dec"] /= w["W_dec"].norm(dim=1, keepdim=True)
     x = torch.randn((N, D_IN), generator=generator, dtype=torch.float64)
-    return {name: weight.requires_grad_() for name, weight in w.items()}, x
+    return {name: weight.to(dtype).requires_grad_() for name, weight in w.items()}, x.to(dtype)
 
 
 def assert_same(
@@ -43,7 +49,8 @@ def assert_same(
 ) -> None:
     """Compare our loss and gradients with `loss` and the gradients of `theirs`, transposed where they are."""
     ours = make_variant(variant, hyper).loss(w, x, step).total
-    torch.testing.assert_close(ours, loss.double(), rtol=1e-6, atol=0)
+    tolerance = TOLERANCE[x.dtype]
+    torch.testing.assert_close(ours, loss.to(x.dtype), rtol=tolerance, atol=0)
     ours.backward()
     loss.backward()
     for name, weight in w.items():
@@ -52,7 +59,7 @@ def assert_same(
         assert expected is not None
         if expected.shape != grad.shape:
             expected = expected.T
-        torch.testing.assert_close(grad, expected, rtol=0, atol=1e-6 * float(expected.abs().max()), msg=name)
+        torch.testing.assert_close(grad, expected, rtol=0, atol=tolerance * float(expected.abs().max()), msg=name)
 
 
 # --------------------------------------------------------------------------------------------- sae-lens
@@ -67,7 +74,13 @@ def saelens_step(x: Tensor, l1: float) -> Any:
 
 def saelens_sae(kind: str, w: Weights, **config: Any) -> Any:
     sae_lens = pytest.importorskip("sae_lens")
-    config = {"d_in": D_IN, "d_sae": D_SAE, "dtype": "float64", "device": "cpu", **config}
+    config = {
+        "d_in": D_IN,
+        "d_sae": D_SAE,
+        "dtype": str(w["W_enc"].dtype).removeprefix("torch."),
+        "device": "cpu",
+        **config,
+    }
     sae = getattr(sae_lens, f"{kind}TrainingSAE")(getattr(sae_lens, f"{kind}TrainingSAEConfig")(**config))
     sae.load_state_dict({name: weight.detach().clone() for name, weight in w.items()})
     return sae
@@ -75,26 +88,26 @@ def saelens_sae(kind: str, w: Weights, **config: Any) -> Any:
 
 @pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize(("kind", "variant", "names"), [("Standard", "standard", FREE), ("Gated", "gated", GATED)])
-def test_saelens_loss(kind: str, variant: str, names: str, centred: bool) -> None:
-    w, x = draw(names)
+def test_saelens_loss(kind: str, variant: str, names: str, centred: bool, dtype: torch.dtype) -> None:
+    w, x = draw(names, dtype)
     sae = saelens_sae(kind, w, apply_b_dec_to_input=centred)
     loss = sae.training_forward_pass(saelens_step(x, 2.0)).loss
     hyper = {"l1_coefficient": 2, "subtract_b_dec": centred}
     assert_same(variant, hyper, w, x, Step(), loss, dict(sae.named_parameters()))
 
 
-def test_saelens_topk_forward() -> None:
-    w, x = draw(FREE, unit=True)
+def test_saelens_topk_forward(dtype: torch.dtype) -> None:
+    w, x = draw(FREE, dtype, unit=True)
     sae = saelens_sae("TopK", w, k=5, apply_b_dec_to_input=True, rescale_acts_by_decoder_norm=False)
     variant = make_variant("topk", {"k": 5})
     codes = variant.encode(w, x)
-    torch.testing.assert_close(codes.dense(), sae.encode(x), rtol=0, atol=1e-12)
-    torch.testing.assert_close(variant.decode(w, codes), sae(x), rtol=0, atol=1e-12)
+    torch.testing.assert_close(codes.dense(), sae.encode(x), rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-5)
+    torch.testing.assert_close(variant.decode(w, codes), sae(x), rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-5)
     assert codes.l0() == 5
 
 
-def test_saelens_topk_loss_without_dead_features() -> None:
-    w, x = draw(FREE, unit=True)
+def test_saelens_topk_loss_without_dead_features(dtype: torch.dtype) -> None:
+    w, x = draw(FREE, dtype, unit=True)
     sae = saelens_sae("TopK", w, k=5, apply_b_dec_to_input=True, rescale_acts_by_decoder_norm=False)
     loss = sae.training_forward_pass(saelens_step(x, 0.0)).loss
     assert_same("topk", {"k": 5}, w, x, Step(variance=1.0), loss, dict(sae.named_parameters()))
@@ -112,9 +125,9 @@ def parameters(module: Any, names: dict[str, str], w: Weights) -> dict[str, Tens
     return theirs
 
 
-def test_dictionary_learning_gated() -> None:
+def test_dictionary_learning_gated(dtype: torch.dtype) -> None:
     trainers = pytest.importorskip("dictionary_learning.trainers.gdm")
-    w, x = draw(GATED, unit=True)
+    w, x = draw(GATED, dtype, unit=True)
     trainer = trainers.GatedSAETrainer(
         steps=2000,
         activation_dim=D_IN,
@@ -139,9 +152,9 @@ def test_dictionary_learning_gated() -> None:
 
 
 @pytest.mark.parametrize("n_dead", [0, 3, 20])
-def test_dictionary_learning_topk(n_dead: int) -> None:
+def test_dictionary_learning_topk(n_dead: int, dtype: torch.dtype) -> None:
     trainers = pytest.importorskip("dictionary_learning.trainers.top_k")
-    w, x = draw(FREE, unit=True)
+    w, x = draw(FREE, dtype, unit=True)
     w["b_enc"].data[:n_dead] -= 2.0  # rarely selected, but often positive: AuxK has something to do
     trainer = trainers.TopKTrainer(
         steps=2000, activation_dim=D_IN, dict_size=D_SAE, k=5, layer=0, lm_name="", auxk_alpha=0.5, device="cpu"

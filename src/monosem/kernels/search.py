@@ -18,6 +18,13 @@ GROUP = 16
 
 
 @jit
+def group_count(d):
+    """Return the number of groups: members of one, so many features apart, shouldn't share a line of the cache."""
+    least = (d + GROUP - 1) // GROUP
+    return (least + 31) // 32 * 32 + 16 if d > 1024 else least
+
+
+@jit
 def quantise_row(row, factor, q):
     """Write row * factor, rounded to -127..127 in units of its maximum / 127, to q; return (unit, norm, |rounding|)."""
     d = len(row)
@@ -93,7 +100,7 @@ def top_rows(products, x, x_unit, x_norm, x_error, rows, unit, norm, error, b, k
     """
     m, d = products.shape
     estimate = np.empty(d, np.float32)
-    groups = (d + GROUP - 1) // GROUP
+    groups = group_count(d)
     peaks = np.empty(groups, np.float32)
     found = np.empty(d + 1, np.int64)
     exact = np.empty(d, np.float32)
@@ -114,9 +121,8 @@ def top_rows(products, x, x_unit, x_norm, x_error, rows, unit, norm, error, b, k
         kept = n
         for c in range(n, more):
             j = found[c]
-            if estimate[j] + (x_error[t] * norm[j] + x_norm[t] * error[j]) >= worst:
-                found[kept] = j
-                kept += 1
+            found[kept] = j
+            kept += estimate[j] + (x_error[t] * norm[j] + x_norm[t] * error[j]) >= worst
         _exact(x[t], rows, b, found, n, kept, exact, keys)
         work += kept
         _best(found, exact, keys, kept, k, indices[t], values[t])
@@ -173,7 +179,7 @@ def active_rows(products, x, x_unit, x_norm, x_error, rows, unit, norm, error, b
     """
     m, d = products.shape
     estimate = np.empty(d, np.float32)
-    groups = (d + GROUP - 1) // GROUP
+    groups = group_count(d)
     peaks = np.empty(groups, np.float32)
     found = np.empty(d + 1, np.int64)
     exact = np.empty(d, np.float32)
