@@ -39,7 +39,7 @@ class ModelConfig(_Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     context: int = Field(default=128, ge=8)
-    batch_rows: int = Field(default=16, ge=1)
+    batch_rows: int = Field(default=8, ge=1)
 
 
 class TextConfig(_Section):
@@ -95,7 +95,7 @@ class ComputeConfig(_Section):
     """
 
     threads: int = Field(default=0, ge=0)
-    chunk: int = Field(default=256, ge=1)
+    chunk: int = Field(default=512, ge=1)
     first_look: Literal["auto", "int8", "float32"] = "auto"
     reference: bool = False
 

@@ -42,8 +42,8 @@ class ReferenceAdam:
         """Return the context in which the loss has to be computed."""
         return nullcontext()
 
-    def backward(self, loss: Tensor) -> float:
-        """Compute the gradient and return its norm over all weights."""
+    def backward(self, loss: Tensor, enough: float = 0.0) -> float:
+        """Compute the gradient and return its norm over all weights. enough: see `RowAdam.backward`; of no use here."""
         loss.backward()
         w_dec = self.weights["W_dec"]
         if self.unit and w_dec.grad is not None:
@@ -95,9 +95,17 @@ class RowAdam:
         self.parts = {id(self.weights[name]): RowGradient() for name in ("W_enc", "W_dec")}
         return collecting(self.parts)
 
-    def backward(self, loss: Tensor) -> float:
-        """Compute the gradient, by parts, and return its norm over all weights."""
+    def backward(self, loss: Tensor, enough: float = 0.0) -> float:
+        """Compute the gradient, by parts, and return its norm over all weights.
+
+        enough: where a quick bound shows that the norm is no larger than this, that bound is returned instead.
+        """
         loss.backward()
+        if enough > 0:
+            parts = {name: self._gradient(name) for name in self.rows}
+            bound = math.sqrt(sum(part.square_bound(dense, self.rows[name]) for name, (part, dense) in parts.items()))
+            if bound <= enough:
+                return bound
         squares = [
             self.fast.gradient_squares(*self._gradient(name), rows, self._unit(name)).double().sum()
             for name, rows in self.rows.items()
@@ -112,12 +120,10 @@ class RowAdam:
         root = math.sqrt(1 - beta2**self.steps)
         numbers = (factor, rate / (1 - beta1**self.steps), beta1, 1 - beta1, beta2, 1 - beta2, root, self.eps)
         for name, rows in self.rows.items():
-            self.fast.adam(*self._gradient(name), rows, self.state[name], numbers, self._unit(name))
+            screen = known_screen(self.weights[name])
+            self.fast.adam(*self._gradient(name), rows, self.state[name], numbers, self._unit(name), screen)
             self.weights[name].grad = None
         self.parts = {}
-        screen = known_screen(self.weights["W_enc"])
-        if screen is not None:
-            screen.refresh()
 
     def moments(self) -> Moments:
         """Return the first and second moments of each weight in its shape, to read or write; none before step 1."""

@@ -119,6 +119,7 @@ class Trainer:
         self.optimiser = make_optimiser(self.weights, (r.beta1, r.beta2), r.eps, unit)
         self.log: list[dict[str, Any]] = []
         self.seconds = 0.0
+        self.norm = math.inf  # of the last gradient, or a bound on it
         self.sparse = False  # whether the last step's codes were, so that the kernels do nearly all of the work
         self.latest: dict[str, float] = {}
 
@@ -139,7 +140,9 @@ class Trainer:
             loss = spec.variant.loss(self.weights, x, at)
         self.sparse = not isinstance(loss.codes, DenseCodes)
         total, clip = loss.total, spec.recipe.clip
-        norm = self.optimiser.backward(total)
+        # between logged steps, a bound on the norm will do where it rules clipping out
+        enough = 0.0 if log or 0 < clip < self.norm else clip or math.inf
+        norm = self.norm = self.optimiser.backward(total, enough)
         if not math.isfinite(norm):
             raise UserError(
                 f"run {spec.name}: loss {float(total.detach()):.4g} gradient norm {norm:.4g} at step {index}; "
@@ -147,7 +150,7 @@ class Trainer:
             )
         if log:
             self._record(loss, x, index, norm)
-        self.optimiser.step(plan.learning_rate(spec.recipe, index), min(1.0, clip / (norm + 1e-6)) if clip > 0 else 1.0)
+        self.optimiser.step(plan.learning_rate(spec.recipe, index), clip / norm if 0 < clip < norm else 1.0)
         with torch.no_grad():
             self.silent += len(x)
             self.silent[loss.codes.fired()] = 0

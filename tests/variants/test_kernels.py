@@ -326,7 +326,8 @@ def test_ten_steps_are_those_of_the_reference(
     name: str, hyper: dict, first_look: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu, "DENSE_ABOVE", 1.0)
-    x = torch.randn((2000, 40), generator=torch.Generator().manual_seed(3)) * torch.linspace(0.1, 3, 40)
+    # no pre-activation of this draw is so close to 0, or to another, that rounding decides about it
+    x = torch.randn((2000, 40), generator=torch.Generator().manual_seed(5)) * torch.linspace(0.1, 3, 40)
     fast = trainer_of(name, hyper, x)
     with reference_kernels():
         slow = trainer_of(name, hyper, x)

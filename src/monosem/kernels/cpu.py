@@ -15,7 +15,7 @@ from monosem.kernels.screen import Screen, int8_product, quantise
 from monosem.kernels.threads import run_all, spread, thread_count
 from monosem.types import UserError
 
-CHUNK = 256
+CHUNK = 512
 """Tokens whose products with all features are in memory at a time: they should stay in the cache."""
 
 CHUNK_ENTRIES = 1 << 23
@@ -182,12 +182,26 @@ def adam(
     moments: tuple[Tensor, Tensor],
     numbers: tuple[float, ...],
     unit: bool,
+    screen: Screen | None = None,
 ) -> None:
-    """Take an Adam step with W [d_sae, d], in place; see `loops.adam_rows` for the numbers."""
+    """Take an Adam step with W [d_sae, d], in place; see `loops.adam_rows` for the numbers.
+
+    screen: of W, to be kept up with it, or None.
+    """
     parts = _parts(gradient, dense, W)
     arrays = _arrays(W, *moments)
+    look = _NO_LOOK
+    if screen is not None and screen.quantised is not None:
+        look = tuple(_arrays(screen.scale, screen.quantised, screen.unit, screen.norm, screen.error))
     scalars = [np.float32(number) for number in numbers]
-    spread(lambda a, b: loops.adam_rows(*parts, arrays[0], unit, *arrays[1:], *scalars, a, b), len(W))
+    spread(lambda a, b: loops.adam_rows(*parts, arrays[0], unit, *arrays[1:], look, *scalars, a, b), len(W))
+
+
+def _arrays(*tensors: Tensor) -> list[np.ndarray]:
+    return [tensor.detach().contiguous().numpy() for tensor in tensors]
+
+
+_NO_LOOK = tuple(_arrays(torch.empty(0), torch.empty(0, 0, dtype=torch.int8), *[torch.empty(0)] * 3))
 
 
 def _parts(gradient: RowGradient, dense: Tensor | None, W: Tensor) -> tuple:
@@ -202,7 +216,3 @@ def _parts(gradient: RowGradient, dense: Tensor | None, W: Tensor) -> tuple:
     place, block = (np.empty(0, np.int64), np.empty((0, W.shape[1]), np.float32)) if found is None else _arrays(*found)
     scale = np.empty(0, np.float32) if gradient.multiples is None else gradient.multiples.contiguous().numpy()
     return tuple(terms), place, block, scale
-
-
-def _arrays(*tensors: Tensor) -> list[np.ndarray]:
-    return [tensor.detach().contiguous().numpy() for tensor in tensors]

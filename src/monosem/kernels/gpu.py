@@ -267,12 +267,18 @@ def adam(
     moments: tuple[Tensor, Tensor],
     numbers: tuple[float, ...],
     unit: bool,
+    screen: Screen | None = None,
 ) -> None:
-    """Take an Adam step with W [d_sae, d], in place; see `loops.adam_rows` for the numbers."""
+    """Take an Adam step with W [d_sae, d], in place; see `loops.adam_rows` for the numbers.
+
+    screen: of W, to be kept up with it, or None.
+    """
     assert W.is_contiguous()
     for here, parts, flags in _parts(gradient, dense, W):
         state = [tensor[here] for tensor in (W, *moments)]
         launch(gpu_loops.adam_rows, (len(W[here]),), *parts, *state, *numbers, W.shape[1], UNIT=unit, **flags)
+    if screen is not None:
+        screen.refresh()
 
 
 def _parts(

@@ -43,6 +43,23 @@ class RowGradient:
         """Add scale[i] times its own row to each row i."""
         self.multiples = scale if self.multiples is None else self.multiples + scale
 
+    def square_bound(self, dense: Tensor | None, W: Tensor) -> float:
+        """Return a number that the squared length of the whole gradient of W [d_sae, d] doesn't exceed, quickly.
+
+        By the triangle inequality, row by row. dense: rows [d_sae, d] to add, or None.
+        """
+        lengths = torch.zeros(len(W), device=W.device)
+        for pairs in self.pairs:
+            sizes = torch.linalg.vector_norm(pairs.factors, dim=1)[pairs.layout.rows]
+            lengths.index_add_(0, pairs.layout.indices, pairs.values.flatten().abs() * sizes)
+        for features, rows in self.rows:
+            lengths.index_add_(0, features, torch.linalg.vector_norm(rows, dim=1))
+        if dense is not None:
+            lengths += torch.linalg.vector_norm(dense, dim=1)
+        if self.multiples is not None:
+            lengths += self.multiples.abs() * torch.linalg.vector_norm(W, dim=1)
+        return 1.0001 * float(lengths.double().square().sum())
+
     def block(self, dense: Tensor | None, d_sae: int) -> tuple[Tensor, Tensor] | None:
         """Return all whole rows as (place [d_sae], rows): row i is rows[place[i]], or nothing where place is -1.
 

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+ROUNDING = np.float32(4e-6)
+"""Allowance for float32 arithmetic in sums of some thousand terms, relative to the lengths of the factors."""
+
 jit: Any = njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
 
 
@@ -22,6 +25,27 @@ def dot(a, b):
     for j in range(len(a)):
         total += a[j] * b[j]
     return total
+
+
+@jit
+def quantise_row(row, factor, q):
+    """Write row * factor, rounded to -127..127 in units of its maximum / 127, to q; return (unit, norm, error)."""
+    d = len(row)
+    top = np.float32(0)
+    for j in range(d):
+        top = max(top, abs(row[j] * factor[j]))
+    unit = top / np.float32(127)
+    inverse = np.float32(1) / unit if unit > 0 else np.float32(0)
+    square = np.float32(0)
+    wrong = np.float32(0)
+    for j in range(d):
+        y = row[j] * factor[j]
+        r = np.floor(y * inverse + np.float32(0.5))
+        q[j] = np.int8(np.int32(r))
+        e = r * unit - y
+        square += y * y
+        wrong += e * e
+    return unit, np.sqrt(square), np.sqrt(wrong) + ROUNDING * np.sqrt(square)
 
 
 @jit
@@ -128,12 +152,13 @@ def gradient_squares(terms, block_of, block, scale, W, unit, out, first, last):
 
 @jit
 def adam_rows(
-    terms, block_of, block, scale, W, unit, m, v, factor, rate, beta1, rest1, beta2, rest2, root, eps, first, last
+    terms, block_of, block, scale, W, unit, m, v, look, factor, rate, beta1, rest1, beta2, rest2, root, eps, first, last
 ):
     """Take an Adam step with rows `first` to `last - 1` of a gradient times `factor`; the gradient is never stored.
 
     rate: learning rate over bias correction 1; rest1, rest2: 1 - beta1 and 1 - beta2, which float32 can't subtract to
     full accuracy; root: square root of bias correction 2; unit: the row is then scaled to length 1.
+    look: (scale, quantised, unit, norm, error) of the screen of W to keep up with it, or empty arrays.
     """
     d = W.shape[1]
     g = np.empty(d, np.float32)
@@ -155,3 +180,5 @@ def adam_rows(
             scaled = one / np.sqrt(square)
             for j in range(d):
                 row[j] *= scaled
+        if len(look[1]) > 0:
+            look[2][i], look[3][i], look[4][i] = quantise_row(row, look[0], look[1][i])

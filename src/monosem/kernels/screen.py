@@ -21,12 +21,10 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from monosem.kernels import search
+from monosem.kernels.loops import ROUNDING
 from monosem.kernels.threads import spread
 
 Precision = Literal["int8", "float32"]
-
-ROUNDING = 4e-6
-"""Allowance for float32 arithmetic in sums of some thousand terms, relative to |x| |w_i|."""
 
 
 @dataclass
@@ -55,7 +53,7 @@ class Screen:
         """Return the screen that computes all products in float32."""
         ones = torch.ones_like(self.unit)
         norm = self.rows.norm(dim=1)
-        return Screen(self.rows, torch.ones_like(self.scale), None, ones, norm, ROUNDING * norm)
+        return Screen(self.rows, torch.ones_like(self.scale), None, ones, norm, float(ROUNDING) * norm)
 
 
 def int8_product(x: Tensor, rows: Tensor, out: Tensor) -> None:
@@ -64,11 +62,14 @@ def int8_product(x: Tensor, rows: Tensor, out: Tensor) -> None:
 
 
 def quantise(rows: Tensor, scale: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Round rows [n, d] times scale [d] to int8 `out [n, d]`; return unit, norm and error of each row, [n]."""
+    """Round rows [n, d] times scale [d] to int8 `out [n, d]`; return unit, norm and error of each row, [n].
+
+    The error allows for float32 arithmetic, too.
+    """
     unit, norm, error = (torch.empty(len(rows)) for _ in range(3))
     arrays = [t.numpy() for t in (rows, scale, out, unit, norm, error)]
     spread(lambda first, last: search.quantise_rows(*arrays, first, last), len(rows))
-    return unit, norm, error.add_(ROUNDING * norm)
+    return unit, norm, error
 
 
 _screens = WeakIdKeyDictionary()

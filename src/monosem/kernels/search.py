@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from monosem.kernels.loops import dot, jit
+from monosem.kernels.loops import dot, jit, quantise_row, transpose
 
 LOWEST = np.float32(-3e38)
 """Below every activation: stands for minus infinity, which fast-math must not see."""
@@ -22,27 +22,6 @@ def group_count(d):
     """Return the number of groups: members of one, so many features apart, shouldn't share a line of the cache."""
     least = (d + GROUP - 1) // GROUP
     return (least + 31) // 32 * 32 + 16 if d > 1024 else least
-
-
-@jit
-def quantise_row(row, factor, q):
-    """Write row * factor, rounded to -127..127 in units of its maximum / 127, to q; return (unit, norm, |rounding|)."""
-    d = len(row)
-    top = np.float32(0)
-    for j in range(d):
-        top = max(top, abs(row[j] * factor[j]))
-    unit = top / np.float32(127)
-    inverse = np.float32(1) / unit if unit > 0 else np.float32(0)
-    square = np.float32(0)
-    wrong = np.float32(0)
-    for j in range(d):
-        y = row[j] * factor[j]
-        r = np.floor(y * inverse + np.float32(0.5))
-        q[j] = np.int8(np.int32(r))
-        e = r * unit - y
-        square += y * y
-        wrong += e * e
-    return unit, np.sqrt(square), np.sqrt(wrong)
 
 
 @jit
@@ -90,46 +69,6 @@ def _estimate(products, x_unit, unit, b, estimate, peaks):
 
 
 @jit
-def top_rows(products, x, x_unit, x_norm, x_error, rows, unit, norm, error, b, k, indices, values):
-    """Choose the k features with the largest x . rows_i + b_i for every row of x, exactly.
-
-    products [m, d_sae]: x . rows_i in units of x_unit[t] unit[i], wrong by at most x_error[t] norm[i] + x_norm[t]
-    error[i]. The k that look best are computed exactly; every feature that could still beat the worst of them is
-    computed, too. Writes, for each row in descending order (ties: the lower index first), the features to `indices`
-    and x . rows_i (without b) to `values`, both [m, k]. Returns how many products were computed exactly.
-    """
-    m, d = products.shape
-    estimate = np.empty(d, np.float32)
-    groups = group_count(d)
-    peaks = np.empty(groups, np.float32)
-    found = np.empty(d + 1, np.int64)
-    exact = np.empty(d, np.float32)
-    keys = np.empty(d, np.float32)
-    norm_max = norm.max()
-    error_max = error.max()
-    work = 0
-    for t in range(m):
-        _estimate(products[t], x_unit[t], unit, b, estimate, peaks)
-        bar = _bar(peaks, k) if groups >= k else _bar(estimate, k)
-        n = _reaching(estimate, peaks, bar, found, 0)
-        _exact(x[t], rows, b, found, 0, n, exact, keys)
-        worst = _bar(keys[:n], k)  # k features reach it, exactly
-        for c in range(n):
-            estimate[found[c]] = LOWEST
-        slack = x_error[t] * norm_max + x_norm[t] * error_max
-        more = _reaching(estimate, peaks, worst - slack, found, n)
-        kept = n
-        for c in range(n, more):
-            j = found[c]
-            found[kept] = j
-            kept += estimate[j] + (x_error[t] * norm[j] + x_norm[t] * error[j]) >= worst
-        _exact(x[t], rows, b, found, n, kept, exact, keys)
-        work += kept
-        _best(found, exact, keys, kept, k, indices[t], values[t])
-    return work
-
-
-@jit
 def _reaching(estimate, peaks, bar, found, n):
     """Write the features whose estimate reaches the bar to `found`, from place n on; return the place after them."""
     groups = len(peaks)
@@ -142,11 +81,79 @@ def _reaching(estimate, peaks, bar, found, n):
 
 
 @jit
-def _exact(x, rows, b, found, first, last, exact, keys):
-    """Write x . rows_i for the features found[first:last] to `exact`, with their bias to `keys`."""
-    for c in range(first, last):
-        exact[c] = dot(x, rows[found[c]])
-        keys[c] = exact[c] + b[found[c]]
+def _in_reach(estimate, peaks, bar, x_norm, x_error, norm, error, limits, found, n):
+    """Write the features whose exact value may reach the bar to `found`, from place n on; return the place after them.
+
+    limits: the largest norm and the largest error of all features.
+    """
+    rounding = np.float32(4e-7) * abs(bar)
+    last = _reaching(estimate, peaks, bar - (x_error * limits[0] + x_norm * limits[1] + rounding), found, n)
+    kept = n
+    for c in range(n, last):
+        j = found[c]
+        found[kept] = j
+        kept += estimate[j] + (x_error * norm[j] + x_norm * error[j] + rounding) >= bar
+    return kept
+
+
+@jit
+def _exact_products(offsets, features, x, rows, exact):
+    """Write x[t] . rows[i] to `exact` for pairs (t, i), token after token; offsets: where each token's pairs begin.
+
+    Goes through the pairs feature by feature: rows come from memory once, the tokens stay in the cache.
+    """
+    n, d = len(features), len(rows)
+    begins, tokens, order = np.empty(d + 1, np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
+    transpose(offsets, features, d, begins, tokens, order)
+    for i in range(d):
+        row = rows[i]
+        for e in range(begins[i], begins[i + 1]):
+            exact[order[e]] = dot(x[tokens[e]], row)
+
+
+@jit
+def top_rows(products, x, x_unit, x_norm, x_error, rows, unit, norm, error, b, k, indices, values):
+    """Choose the k features with the largest x . rows_i + b_i for every row of x, exactly.
+
+    products [m, d_sae], overwritten: x . rows_i in units of x_unit[t] unit[i], wrong by at most x_error[t] norm[i] +
+    x_norm[t] error[i]. The k that look best are computed exactly; every feature that could still beat the worst of
+    them is computed, too. Writes, for each row in descending order (ties: the lower index first), the features to
+    `indices` and x . rows_i (without b) to `values`, both [m, k]. Returns how many products were computed exactly.
+    """
+    m, d = products.shape
+    estimates, groups = products.view(np.float32), group_count(d)  # estimates take the place of the products
+    peaks = np.empty((m, groups), np.float32)
+    best, found = np.empty(m * d + 1, np.int64), np.empty(m * d + 1, np.int64)  # touched as far as they're used
+    best_from, found_from = np.zeros(m + 1, np.int64), np.zeros(m + 1, np.int64)
+    limits = norm.max(), error.max()
+    for t in range(m):
+        _estimate(products[t], x_unit[t], unit, b, estimates[t], peaks[t])
+        bar = _bar(peaks[t], k) if groups >= k else _bar(estimates[t], k)
+        best_from[t + 1] = _reaching(estimates[t], peaks[t], bar, best, best_from[t])
+    best_exact = np.empty(best_from[m], np.float32)
+    _exact_products(best_from, best[: best_from[m]], x, rows, best_exact)
+    keys = np.empty(d + 1, np.float32)
+    for t in range(m):
+        first, n = best_from[t], best_from[t + 1] - best_from[t]
+        for c in range(n):
+            keys[c] = best_exact[first + c] + b[best[first + c]]
+            estimates[t, best[first + c]] = LOWEST
+        worst = _bar(keys[:n], k)  # k features reach it, exactly
+        looks = estimates[t], peaks[t], worst, x_norm[t], x_error[t]
+        found_from[t + 1] = _in_reach(*looks, norm, error, limits, found, found_from[t])
+    exact = np.empty(found_from[m], np.float32)
+    _exact_products(found_from, found[: found_from[m]], x, rows, exact)
+    chosen, products_of = np.empty(d + 1, np.int64), np.empty(d + 1, np.float32)
+    for t in range(m):
+        n = 0
+        for e in range(best_from[t], best_from[t + 1]):
+            chosen[n], products_of[n], keys[n] = best[e], best_exact[e], best_exact[e] + b[best[e]]
+            n += 1
+        for e in range(found_from[t], found_from[t + 1]):
+            chosen[n], products_of[n], keys[n] = found[e], exact[e], exact[e] + b[found[e]]
+            n += 1
+        _best(chosen, products_of, keys, n, k, indices[t], values[t])
+    return best_from[m] + found_from[m]
 
 
 @jit
@@ -178,33 +185,25 @@ def active_rows(products, x, x_unit, x_norm, x_error, rows, unit, norm, error, b
     room for them or if there are more than `limit` candidates.
     """
     m, d = products.shape
-    estimate = np.empty(d, np.float32)
-    groups = group_count(d)
-    peaks = np.empty(groups, np.float32)
-    found = np.empty(d + 1, np.int64)
-    exact = np.empty(d, np.float32)
-    norm_max = norm.max()
-    error_max = error.max()
-    n = 0
-    work = 0
+    estimate, peaks = np.empty(d, np.float32), np.empty(group_count(d), np.float32)
+    found = np.empty(min(limit, m * d) + d + 1, np.int64)  # touched as far as it's used
+    found_from = np.zeros(m + 1, np.int64)
+    limits = norm.max(), error.max()
     for t in range(m):
         _estimate(products[t], x_unit[t], unit, b, estimate, peaks)
-        slack = x_error[t] * norm_max + x_norm[t] * error_max
-        more = _reaching(estimate, peaks, -slack, found, 0)
-        kept = 0
-        for c in range(more):
-            j = found[c]
-            found[kept] = j
-            kept += estimate[j] + (x_error[t] * norm[j] + x_norm[t] * error[j]) >= 0
-        work += kept
-        if work > limit or n + kept > len(indices):
+        looks = estimate, peaks, np.float32(0), x_norm[t], x_error[t]
+        found_from[t + 1] = _in_reach(*looks, norm, error, limits, found, found_from[t])
+        if found_from[t + 1] > limit:
             return -1
+    exact = np.empty(found_from[m], np.float32)
+    _exact_products(found_from, found[: found_from[m]], x, rows, exact)
+    n = 0
+    for t in range(m):
         before = n
-        for c in range(kept):
-            exact[c] = dot(x[t], rows[found[c]])
-        for c in range(kept):
-            indices[n] = found[c]
-            values[n] = exact[c]
-            n += exact[c] + b[found[c]] > 0
+        if n + found_from[t + 1] - found_from[t] > len(indices):
+            return -1
+        for e in range(found_from[t], found_from[t + 1]):
+            indices[n], values[n] = found[e], exact[e]
+            n += exact[e] + b[found[e]] > 0
         counts[t] = n - before
     return n
