@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from monosem.autoencoder import Weights, tangential, unit_rows
+from monosem.kernels import memory
 from monosem.kernels.gradients import RowGradient, collecting
 from monosem.kernels.screen import known_screen
 from monosem.kernels.sparse import fast_kernels
@@ -83,7 +84,7 @@ class RowAdam:
         """See `make_optimiser`."""
         self.weights, self.unit, self.betas, self.eps = weights, unit, betas, eps
         self.rows = {name: _by_feature(name, w.detach()) for name, w in weights.items()}
-        self.state = {name: (torch.zeros_like(rows), torch.zeros_like(rows)) for name, rows in self.rows.items()}
+        self.state = {name: (self._zeros(rows), self._zeros(rows)) for name, rows in self.rows.items()}
         self.steps = 0
         self.parts: dict[int, RowGradient] = {}
         fast = fast_kernels(weights["W_dec"], weights["W_enc"])
@@ -148,6 +149,10 @@ class RowAdam:
         dense = self.weights[name].grad
         dense = None if dense is None else _by_feature(name, dense).contiguous()
         return self.parts.get(id(self.weights[name]), RowGradient()), dense
+
+    @staticmethod
+    def _zeros(rows: Tensor) -> Tensor:
+        return memory.zeros(rows.shape) if rows.device.type == "cpu" else torch.zeros_like(rows)
 
     def _unit(self, name: str) -> bool:
         return self.unit and name == "W_dec"

@@ -24,6 +24,7 @@ from torch import Tensor
 from monosem.activations import Activations, training_order
 from monosem.checkpoints import drop_checkpoints, resume, write_checkpoint
 from monosem.formats.saelens import save_sae
+from monosem.kernels.memory import on_large_pages
 from monosem.kernels.settings import describe
 from monosem.kernels.threads import own_threads, run_all, thread_count
 from monosem.normaliser import Kind, Normaliser, fit_normaliser
@@ -111,8 +112,11 @@ class Trainer:
         spec.variant.check(d_in, spec.d_sae)
         generator = torch.Generator().manual_seed(spec.seed)
         weights = spec.variant.init(d_in, spec.d_sae, generator, start.sample)
-        weights["W_enc"] = weights["W_enc"].t().contiguous().t()  # feature by feature, as the kernels go through it
-        self.weights: Weights = {name: w.to(device).requires_grad_() for name, w in weights.items()}
+        self.weights: Weights = {}
+        for name, w in weights.items():  # W_enc feature by feature, as the kernels go through it
+            moved = w.to(device)
+            stored = on_large_pages(moved.t()).t() if name == "W_enc" else on_large_pages(moved)
+            self.weights[name] = stored.requires_grad_()
         self.silent = torch.zeros(spec.d_sae, dtype=torch.int64, device=device)
         r = spec.recipe
         unit = spec.variant.constraint() == "unit"

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monosem.kernels import loops, search
+from monosem.kernels import loops, memory, search
 from monosem.kernels.codes import Layout
 from monosem.kernels.gradients import RowGradient
 from monosem.kernels.screen import Screen, int8_product, quantise
@@ -18,7 +18,7 @@ from monosem.types import UserError
 CHUNK = 512
 """Tokens whose products with all features are in memory at a time: they should stay in the cache."""
 
-CHUNK_ENTRIES = 1 << 23
+CHUNK_ENTRIES = 1 << 25
 """Products that are in memory at a time, at most."""
 
 DENSE_ABOVE = 0.2
@@ -158,7 +158,7 @@ def _buffer(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     """Return this thread's buffer [rows, columns]: fresh memory of this size would cost more than a product."""
     flat = getattr(_buffers, "flat", None)
     if flat is None or len(flat) < rows * columns:
-        flat = _buffers.flat = torch.empty(rows * columns, dtype=torch.int32)
+        flat = _buffers.flat = memory.zeros((rows * columns,), torch.int32)
     return flat[: rows * columns].view(dtype).view(rows, columns)
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from monosem.kernels import search
+from monosem.kernels import memory, search
 from monosem.kernels.loops import ROUNDING
 from monosem.kernels.threads import spread
 
@@ -112,7 +112,7 @@ def _make_screen(W: Tensor, x: Tensor) -> Screen:
     if screen_precision() == "float32" or len(W) == 1:  # torch 2.13's 8-bit product is wrong for a single column
         return screen.exact()
     screen.scale = fitted_scale(rows, x)
-    screen.quantised = torch.empty(rows.shape, dtype=torch.int8)
+    screen.quantised = memory.zeros(rows.shape, torch.int8)
     screen.refresh()
     return screen
 
