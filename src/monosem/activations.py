@@ -1,157 +1,30 @@
-"""Harvest activations into hashed shards, and stream them back shuffled.
+"""Stored activations: opened after checking their hashes, memory-mapped, read back shuffled.
 
-Files of `activations/`: `tokens.safetensors` (the packed rows of both splits), `train-00000.safetensors` ...,
-`eval-00000.safetensors` ... (`x [n, d_in]` in the arithmetic of the forward pass, `doc`, `pos`, `token`, each
-int32 [n]; `place` int64, row * context + column) and `meta.json` with the SHA-256 of every shard. `partial.json` is
-there while a harvest is under way: the same command goes on after the last whole shard.
+What a harvest writes is described in harvest.py. A store may be larger than memory: rows are gathered from the mapped
+files, and what the next batches need is read ahead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from monosem.model import Model, Site
-from monosem.store import file_hash, read_json, value_hash, write_bytes, write_json
-from monosem.text import Packed, Rows
+from monosem.readahead import read_at_random, will_need
+from monosem.store import file_hash, read_json, value_hash
 from monosem.types import UserError
 
-HARVEST_VERSION = 1
-SHARD_ROWS = 512  # packed rows a shard, rounded up to whole forward passes
-Progress = Callable[[int], object]
-
-
-def harvest(
-    model: Model,
-    site: Site,
-    packed: Packed,
-    folder: Path,
-    header: dict[str, Any],
-    *,
-    batch_rows: int,
-    max_norm_ratio: float = 0.0,
-    progress: Progress = lambda _tokens: None,
-) -> dict[str, Any]:
-    """Write the activations of the kept tokens of `packed` at `site` and return meta.json's content.
-
-    header: what the activations depend on, stored and compared on resume. progress: called with packed tokens done.
-    Raises UserError for NaN or infinite activations.
-    """
-    partial_path = folder / "partial.json"
-    partial = read_json(partial_path) if partial_path.exists() else {}
-    if partial.get("header") != header:
-        partial = {"header": header, "shards": {}}
-    tokens = {
-        f"{split}.{name}": torch.from_numpy(np.ascontiguousarray(getattr(part, name)))
-        for split, part in _splits(packed)
-        for name in ("tokens", "doc", "pos", "keep")
-    }
-    partial["tokens"] = write_bytes(folder / "tokens.safetensors", save(tokens))
-    per_shard = -(-SHARD_ROWS // batch_rows) * batch_rows
-    for split, part in _splits(packed):
-        for number, start in enumerate(range(0, len(part.tokens), per_shard)):
-            name = f"{split}-{number:05d}.safetensors"
-            rows = slice(start, min(start + per_shard, len(part.tokens)))
-            if not _done(folder / name, partial["shards"].get(name)):
-                columns, dropped = _shard(
-                    model, site, part, rows, batch_rows, max_norm_ratio, f"{split} rows", progress
-                )
-                digest = write_bytes(folder / name, save(columns))
-                partial["shards"][name] = {"sha256": digest, "rows": len(columns["x"]), "outliers": dropped}
-                write_json(partial_path, partial)
-            else:
-                progress((rows.stop - rows.start) * part.tokens.shape[1])
-    meta = {
-        "header": header,
-        "site": site.name,
-        "d_in": int(columns_width(folder / "eval-00000.safetensors")),
-        "tokens_sha256": partial["tokens"],
-        "splits": {split: _split_facts(partial["shards"], split, part) for split, part in _splits(packed)},
-    }
-    meta["hash"] = value_hash(meta)
-    write_json(folder / "meta.json", meta)
-    partial_path.unlink(missing_ok=True)
-    return meta
-
-
-def _splits(packed: Packed) -> tuple[tuple[str, Rows], ...]:
-    return ("eval", packed.eval), ("train", packed.train)
-
-
-def _done(path: Path, entry: dict[str, Any] | None) -> bool:
-    return entry is not None and path.exists() and file_hash(path) == entry["sha256"]
-
-
-def _split_facts(shards: dict[str, Any], split: str, part: Rows) -> dict[str, Any]:
-    mine = {name: entry for name, entry in sorted(shards.items()) if name.startswith(f"{split}-")}
-    return {
-        "shards": mine,
-        "tokens": sum(entry["rows"] for entry in mine.values()),
-        "outliers": sum(entry["outliers"] for entry in mine.values()),
-        "documents": len(np.unique(part.doc[part.keep])),
-    }
-
-
-def columns_width(path: Path) -> int:
-    """Return d_in of a shard."""
-    with safe_open(path, framework="pt") as file:
-        return file.get_slice("x").get_shape()[1]
-
-
-def _shard(
-    model: Model,
-    site: Site,
-    part: Rows,
-    rows: slice,
-    batch_rows: int,
-    max_norm_ratio: float,
-    what: str,
-    progress: Progress,
-) -> tuple[dict[str, Tensor], int]:
-    """Run the forward passes of one shard and return its columns and the number of outliers left out."""
-    pieces: dict[str, list[Tensor]] = {"x": [], "doc": [], "pos": [], "token": [], "place": []}
-    dropped = 0
-    for start in range(rows.start, rows.stop, batch_rows):
-        here = slice(start, min(start + batch_rows, rows.stop))
-        tokens = torch.from_numpy(part.tokens[here].astype(np.int64))
-        acts = model.activations(tokens, site)
-        kept = torch.from_numpy(part.keep[here])
-        x = acts[kept.to(acts.device)].cpu()
-        place = kept.flatten().nonzero()[:, 0] + here.start * kept.shape[1]
-        columns = {key: torch.from_numpy(getattr(part, field)[here])[kept] for key, field in _COLUMNS.items()}
-        finite = torch.isfinite(x).all(dim=1)
-        if not finite.all():
-            bad = int((~finite).nonzero()[0])
-            raise UserError(
-                f"{site.name}: the model gives NaN or infinite activations ({what} {here.start} to {here.stop - 1}, "
-                f"document {int(columns['doc'][bad])}, position {int(columns['pos'][bad])}); try model.dtype = "
-                '"float32", or check the weights'
-            )
-        small = within_norm(x, max_norm_ratio)
-        dropped += int((~small).sum())
-        for key, value in {"x": x, "place": place, **columns}.items():
-            pieces[key].append(value[small])
-        progress(tokens.numel())
-    return {key: torch.cat(values).contiguous() for key, values in pieces.items()}, dropped
-
-
-_COLUMNS = {"doc": "doc", "pos": "pos", "token": "tokens"}
-
-
-def within_norm(x: Tensor, max_norm_ratio: float) -> Tensor:
-    """Return bool [n]: rows of `x [n, d_in]` whose norm is at most `max_norm_ratio` times the median (0: all rows)."""
-    if max_norm_ratio <= 0:
-        return torch.ones(len(x), dtype=torch.bool)
-    norms = x.float().norm(dim=1)
-    return norms <= max_norm_ratio * norms.median()
+READ_AHEAD_ROWS = 2**17  # rows of training batches that are announced before they are needed
+HASH_THREADS = 2  # one shard is read from disk while another is hashed; both let other threads go on
 
 
 @dataclass
@@ -173,16 +46,38 @@ class Activations:
         self._starts = np.cumsum([0, *(len(shard) for shard in self.shards)])
 
     def rows(self, index: np.ndarray) -> Tensor:
-        """Return the activations with these row numbers, float32 [len(index), d_in], in this order."""
-        out = torch.empty(len(index), self.d_in, dtype=torch.float32)
-        if len(self.shards) == 1:
-            return out.copy_(self.shards[0][torch.from_numpy(index)])
-        which = np.searchsorted(self._starts, index, side="right") - 1
-        for number in np.unique(which):
-            here = np.flatnonzero(which == number)
-            local = torch.from_numpy(index[here] - self._starts[number])
-            out[torch.from_numpy(here)] = self.shards[number][local].float()
-        return out
+        """Return the activations with these row numbers, float32 [len(index), d_in], in this order.
+
+        Raises IndexError for row numbers that aren't there.
+        """
+        self.will_need(index)
+        return self._gather(index)
+
+    def will_need(self, index: np.ndarray) -> None:
+        """Have these rows read from disk in the background, unless they are in memory."""
+        for shard, local in self._by_shard(np.sort(index)):
+            will_need(shard, local)
+
+    def _gather(self, index: np.ndarray) -> Tensor:
+        # In the order of the file, then put into the order asked for: twice as fast as filling in shard by shard.
+        by_place = np.argsort(index, kind="stable")
+        found = torch.empty(len(index), self.d_in, dtype=self.shards[0].dtype)
+        done = 0
+        for shard, local in self._by_shard(index[by_place]):
+            torch.index_select(shard, 0, torch.from_numpy(local), out=found[done : done + len(local)])
+            done += len(local)
+        if done < len(index):
+            raise IndexError(f"row numbers go from 0 to {self.n - 1}, not {index.min()} to {index.max()}")
+        back = np.empty_like(by_place)
+        back[by_place] = np.arange(len(index))
+        return found.index_select(0, torch.from_numpy(back)).float()
+
+    def _by_shard(self, ordered: np.ndarray) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """Yield each shard that has some of the rows `ordered` (ascending), with their numbers in it."""
+        cuts = np.searchsorted(ordered, self._starts)
+        for shard, start, lo, hi in zip(self.shards, self._starts, cuts, cuts[1:], strict=False):
+            if lo < hi:
+                yield shard, ordered[lo:hi] - start
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, slice]]:
         """Yield (activations float32 [<= size, d_in], their row range) in stored order."""
@@ -200,13 +95,15 @@ def open_activations(folder: Path, split: str) -> Activations:
     shards: list[Tensor] = []
     columns: dict[str, list[Tensor]] = {name: [] for name in ("doc", "pos", "token", "place")}
     facts = meta["splits"][split]
-    for name, entry in facts["shards"].items():
-        with open_hashed(folder / name, entry["sha256"]) as file:
-            shards.append(file.get_tensor("x"))
-            for column, pieces in columns.items():
-                pieces.append(file.get_tensor(column))
-    joined = {name: torch.cat(pieces) for name, pieces in columns.items()}
     digests = [entry["sha256"] for entry in facts["shards"].values()]
+    with ThreadPoolExecutor(HASH_THREADS) as hashers:
+        for shard in hashers.map(open_hashed, (folder / name for name in facts["shards"]), digests):
+            with shard as file:
+                shards.append(file.get_tensor("x"))
+                for column, pieces in columns.items():
+                    pieces.append(file.get_tensor(column))
+            read_at_random(shards[-1])
+    joined = {name: torch.cat(pieces) for name, pieces in columns.items()}
     return Activations(shards, joined, facts["documents"], value_hash(digests))
 
 
@@ -261,6 +158,41 @@ def training_order(n: int, batch: int, steps: int, *, capacity: int, seed: int, 
         for place, index in enumerate(shuffled(n, batch, capacity=capacity, seed=seed + number)):
             if first <= number * per_pass + place < steps:
                 yield index
+
+
+def prefetched(store: Activations, order: Iterable[np.ndarray], depth: int = 2) -> Iterator[Tensor]:
+    """Yield `store.rows(index)` for every index of `order`, in order, each gathered by a thread beforehand.
+
+    At most `depth` batches wait, and what later ones need is read ahead from disk; `order` is therefore taken up to
+    2 * READ_AHEAD_ROWS rows early. An error of the thread is raised at the batch that it belongs to. The thread ends
+    with the iterator, also when the caller stops early or fails.
+    """
+    waiting: deque[Future[Tensor]] = deque()
+    reader = ThreadPoolExecutor(1, "prefetch", initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        for block, next_block in pairwise(chain([[]], _blocks(order, READ_AHEAD_ROWS), [[]])):
+            if next_block:
+                reader.submit(store.will_need, np.concatenate(next_block))
+            for index in block:
+                waiting.append(reader.submit(store._gather, index))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        reader.shutdown(cancel_futures=True)
+
+
+def _blocks(order: Iterable[np.ndarray], rows: int) -> Iterator[list[np.ndarray]]:
+    """Yield the batches of `order` in lists of at least `rows` rows, the last one with what is left."""
+    block: list[np.ndarray] = []
+    for index in order:
+        block.append(index)
+        if sum(map(len, block)) >= rows:
+            yield block
+            block = []
+    if block:
+        yield block
 
 
 def load_tokens(folder: Path, split: str) -> dict[str, Tensor]:

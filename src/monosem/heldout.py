@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from monosem.kernels.threads import own_threads, run_all
 from monosem.metrics import (
     MAX_GROUPS,
     DataSums,
@@ -148,8 +150,8 @@ def accumulate(
             data = DataAccumulator(center, groups)
             accumulators = [SaeAccumulator(sae, center, groups) for sae in saes]
         data.add(x, group)
-        for accumulator in accumulators:
-            accumulator.add(x, group)
+        with own_threads():
+            run_all([partial(accumulator.add, x, group) for accumulator in accumulators])
         progress(len(x))
     if data is None:
         raise UserError("no held-out tokens to measure on; raise text.eval_tokens")

@@ -13,13 +13,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from monosem.activations import HARVEST_VERSION, harvest, open_activations
+from monosem.activations import open_activations
 from monosem.catalogue import find_study
 from monosem.config import Study, load_study, make_study, parse_setting
 from monosem.embedded import CORPUS_VERSION
 from monosem.environment import describe
 from monosem.evals import Inputs, evaluation_names, make_evaluation
 from monosem.evaluate import evaluate
+from monosem.harvest import HARVEST_VERSION, harvest
 from monosem.kernels.settings import configure, reference_kernels
 from monosem.measuring import measure_inputs, measure_runs
 from monosem.model import model_identity, resolve_device

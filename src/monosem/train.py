@@ -21,7 +21,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from monosem.activations import Activations, training_order
+from monosem.activations import Activations, prefetched, training_order
 from monosem.checkpoints import drop_checkpoints, resume, write_checkpoint
 from monosem.formats.saelens import save_sae
 from monosem.kernels.memory import on_large_pages
@@ -264,8 +264,8 @@ def train(
         first=first,
     )
     saved = time.monotonic()
-    for step, index in enumerate(order, start=first):
-        x = start.normaliser.apply(store.rows(index).to(where))[0]
+    for step, raw in enumerate(prefetched(store, order), start=first):
+        x = start.normaliser.apply(raw.to(where))[0]
         log = step % log_every == 0 or step == plan.steps - 1
         for trainer in trainers:
             trainer.maybe_resample(store, step)

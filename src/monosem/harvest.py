@@ -1,0 +1,202 @@
+"""Harvest: run the language model over packed text and write the activations at a site into hashed shards.
+
+Files of `activations/`: `tokens.safetensors` (the packed rows of both splits), `train-00000.safetensors` ...,
+`eval-00000.safetensors` ... (`x [n, d_in]` in the arithmetic of the forward pass, `doc`, `pos`, `token`, each
+int32 [n]; `place` int64, row * context + column) and `meta.json` with the SHA-256 of every shard. `partial.json` is
+there while a harvest is under way: the same command goes on after the last whole shard. A thread hashes and writes
+each shard while the next one is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from monosem.model import Model, Site
+from monosem.store import file_hash, read_json, value_hash, write_bytes, write_json
+from monosem.text import Packed, Rows
+from monosem.types import UserError
+
+HARVEST_VERSION = 1
+SHARD_ROWS = 512  # packed rows a shard, rounded up to whole forward passes
+Progress = Callable[[int], object]
+
+
+def harvest(
+    model: Model,
+    site: Site,
+    packed: Packed,
+    folder: Path,
+    header: dict[str, Any],
+    *,
+    batch_rows: int,
+    max_norm_ratio: float = 0.0,
+    progress: Progress = lambda _tokens: None,
+) -> dict[str, Any]:
+    """Write the activations of the kept tokens of `packed` at `site` and return meta.json's content.
+
+    header: what the activations depend on, stored and compared on resume. progress: called with packed tokens done.
+    Raises UserError for NaN or infinite activations.
+    """
+    partial_path = folder / "partial.json"
+    partial = read_json(partial_path) if partial_path.exists() else {}
+    if partial.get("header") != header:
+        partial = {"header": header, "shards": {}}
+    tokens = {
+        f"{split}.{name}": torch.from_numpy(np.ascontiguousarray(getattr(part, name)))
+        for split, part in _splits(packed)
+        for name in ("tokens", "doc", "pos", "keep")
+    }
+    partial["tokens"] = write_bytes(folder / "tokens.safetensors", save(tokens))
+    per_shard = -(-SHARD_ROWS // batch_rows) * batch_rows
+    with _ShardWriter(folder, partial) as writer:
+
+        def advance(done: int) -> None:
+            writer.check()
+            progress(done)
+
+        for split, part in _splits(packed):
+            for number, start in enumerate(range(0, len(part.tokens), per_shard)):
+                name = f"{split}-{number:05d}.safetensors"
+                rows = slice(start, min(start + per_shard, len(part.tokens)))
+                if _done(folder / name, partial["shards"].get(name)):
+                    advance((rows.stop - rows.start) * part.tokens.shape[1])
+                else:
+                    what = f"{split} rows"
+                    writer.add(name, *_shard(model, site, part, rows, batch_rows, max_norm_ratio, what, advance))
+    meta = {
+        "header": header,
+        "site": site.name,
+        "d_in": int(columns_width(folder / "eval-00000.safetensors")),
+        "tokens_sha256": partial["tokens"],
+        "splits": {split: _split_facts(partial["shards"], split, part) for split, part in _splits(packed)},
+    }
+    meta["hash"] = value_hash(meta)
+    write_json(folder / "meta.json", meta)
+    partial_path.unlink(missing_ok=True)
+    return meta
+
+
+def _splits(packed: Packed) -> tuple[tuple[str, Rows], ...]:
+    return ("eval", packed.eval), ("train", packed.train)
+
+
+def _done(path: Path, entry: dict[str, Any] | None) -> bool:
+    return entry is not None and path.exists() and file_hash(path) == entry["sha256"]
+
+
+def _split_facts(shards: dict[str, Any], split: str, part: Rows) -> dict[str, Any]:
+    mine = {name: entry for name, entry in sorted(shards.items()) if name.startswith(f"{split}-")}
+    return {
+        "shards": mine,
+        "tokens": sum(entry["rows"] for entry in mine.values()),
+        "outliers": sum(entry["outliers"] for entry in mine.values()),
+        "documents": len(np.unique(part.doc[part.keep])),
+    }
+
+
+def columns_width(path: Path) -> int:
+    """Return d_in of a shard."""
+    with safe_open(path, framework="pt") as file:
+        return file.get_slice("x").get_shape()[1]
+
+
+def _shard(
+    model: Model,
+    site: Site,
+    part: Rows,
+    rows: slice,
+    batch_rows: int,
+    max_norm_ratio: float,
+    what: str,
+    progress: Progress,
+) -> tuple[dict[str, Tensor], int]:
+    """Run the forward passes of one shard and return its columns and the number of outliers left out."""
+    kept = part.keep[rows]
+    columns = {key: torch.from_numpy(getattr(part, field)[rows][kept]) for key, field in _COLUMNS.items()}
+    columns["place"] = torch.from_numpy(np.flatnonzero(kept) + rows.start * kept.shape[1])
+    small = torch.ones(len(columns["doc"]), dtype=torch.bool)
+    done = 0
+    for start in range(rows.start, rows.stop, batch_rows):
+        here = slice(start, min(start + batch_rows, rows.stop))
+        acts = model.activations(torch.from_numpy(part.tokens[here].astype(np.int64)), site)
+        x = acts[torch.from_numpy(part.keep[here]).to(acts.device)]
+        to = slice(done, done + len(x))
+        if (bad := first_not_finite(x)) is not None:
+            raise UserError(
+                f"{site.name}: the model gives NaN or infinite activations ({what} {here.start} to {here.stop - 1}, "
+                f"document {int(columns['doc'][to][bad])}, position {int(columns['pos'][to][bad])}); try model.dtype = "
+                '"float32", or check the weights'
+            )
+        if "x" not in columns:
+            columns["x"] = torch.empty(len(small), x.shape[1], dtype=x.dtype)
+        columns["x"][to] = x
+        small[to] = within_norm(columns["x"][to], max_norm_ratio)
+        done = to.stop
+        progress(acts.shape[0] * acts.shape[1])
+    dropped = int((~small).sum())
+    return {key: values[small] if dropped else values for key, values in columns.items()}, dropped
+
+
+_COLUMNS = {"doc": "doc", "pos": "pos", "token": "tokens"}
+
+
+def first_not_finite(x: Tensor) -> int | None:
+    """Return the first row of `x [n, d_in]` with NaN or an infinity, or None."""
+    # The extremes carry NaN and infinities and cost a twentieth of looking at every number.
+    if not x.numel() or torch.stack(torch.aminmax(x)).isfinite().all():
+        return None
+    return int((~torch.isfinite(x).all(dim=1)).nonzero()[0])
+
+
+class _ShardWriter:
+    """Writes one shard at a time in a thread of its own while the caller computes the next one.
+
+    partial: partial.json's content; it is written after each shard, so that it never names one that is not whole.
+    """
+
+    def __init__(self, folder: Path, partial: dict[str, Any]) -> None:
+        self.folder, self.partial = folder, partial
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="shard-writer")
+        self.last: Future[None] | None = None
+
+    def __enter__(self) -> _ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Wait for the shard that is being written, also when the caller has failed or was interrupted."""
+        self.thread.shutdown()
+        if kind is None:
+            self.check()
+
+    def check(self) -> None:
+        """Raise what went wrong in the thread, if anything did by now."""
+        if self.last is not None and self.last.done():
+            self.last.result()
+
+    def add(self, name: str, columns: dict[str, Tensor], outliers: int) -> None:
+        """Write a shard once the one before is written, so that at most two are in memory. Raises its error."""
+        if self.last is not None:
+            self.last.result()
+        self.last = self.thread.submit(self._write, name, columns, outliers)
+
+    def _write(self, name: str, columns: dict[str, Tensor], outliers: int) -> None:
+        digest = write_bytes(self.folder / name, save(columns))
+        self.partial["shards"][name] = {"sha256": digest, "rows": len(columns["x"]), "outliers": outliers}
+        write_json(self.folder / "partial.json", self.partial)
+
+
+def within_norm(x: Tensor, max_norm_ratio: float) -> Tensor:
+    """Return bool [n]: rows of `x [n, d_in]` whose norm is at most `max_norm_ratio` times the median (0: all rows)."""
+    if max_norm_ratio <= 0:
+        return torch.ones(len(x), dtype=torch.bool)
+    norms = x.float().norm(dim=1)
+    return norms <= max_norm_ratio * norms.median()
