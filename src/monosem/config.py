@@ -95,7 +95,7 @@ class ComputeConfig(_Section):
     """
 
     threads: int = Field(default=0, ge=0)
-    chunk: int = Field(default=512, ge=1)
+    chunk: int = Field(default=256, ge=1)
     first_look: Literal["auto", "int8", "float32"] = "auto"
     reference: bool = False
 

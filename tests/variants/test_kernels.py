@@ -237,7 +237,7 @@ def test_dense_codes_stay_dense() -> None:
 def test_a_screen_that_leaves_too_much_is_dropped_and_taken_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "DENSE_ABOVE", 1.0)
     monkeypatch.setattr(screen, "_chosen", "int8")
-    leaves = {name: leaf.detach() for name, leaf in draw(bias=-5.0).items()}
+    leaves = {name: leaf.detach() for name, leaf in draw(bias=-2.0).items()}
     look = screen_of(leaves["W"], leaves["x"])
     for shift, narrow in ((0.0, False), (-60.0, True)):
         codes = sparse.active_products(leaves["x"], leaves["W"], leaves["b"] + shift)

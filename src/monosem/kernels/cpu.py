@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +18,9 @@ from monosem.kernels.screen import Screen, int8_product, quantise
 from monosem.kernels.threads import run_all, spread, thread_count
 from monosem.types import UserError
 
-CHUNK = 512
+T = TypeVar("T")
+
+CHUNK = 256
 """Tokens whose products with all features are in memory at a time: they should stay in the cache."""
 
 CHUNK_ENTRIES = 1 << 25
@@ -46,8 +51,9 @@ def row_sums(layout: Layout, values: Tensor, rows: Tensor, start: Tensor | None 
 def pair_products(layout: Layout, x: Tensor, rows: Tensor) -> Tensor:
     """Return x[t] . rows[i] for every entry (t, i) of the layout, [nnz]."""
     out = torch.empty(len(layout.indices))
-    arrays = _arrays(layout.offsets, layout.indices, x, rows, out)
-    spread(lambda a, b: loops.pair_products(*arrays, a, b), len(x))
+    turned, order = layout.by_feature
+    arrays = _arrays(turned.offsets, turned.indices, order, x, rows, out)
+    spread(lambda a, b: loops.pair_products(*arrays, a, b), len(rows))
     return out
 
 
@@ -58,66 +64,83 @@ def row_norms(rows: Tensor) -> Tensor:
 
 def top(x: Tensor, screen: Screen, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k features with the largest x . w_i + b_i for each row of x, and x . w_i; both [n, k]."""
-    n = len(x)
-    indices, values = torch.empty(n, k, dtype=torch.int64), torch.empty(n, k)
-    view = _View(x, screen)
+    n, look = len(x), _Look(x, screen)
+    indices, values, heads = torch.empty(n, k, dtype=torch.int64), torch.empty(n, k), torch.empty(n, dtype=torch.int64)
     shared = _arrays(screen.rows, screen.unit, screen.norm, screen.error, b)
 
-    def work(first: int, last: int) -> None:
-        here = slice(first, last)
-        search.top_rows(*view.products(here), *shared, k, indices[here].numpy(), values[here].numpy())
+    def find(here: slice) -> list[Tensor]:
+        counts, found, exact = look.room(here)
+        products, *sizes = look.products(here)
+        target = _arrays(heads[here], counts)
+        size = search.top_candidates(products, *_arrays(x[here]), *sizes, *shared, k, *target, found, exact)
+        return [counts, torch.from_numpy(found[:size].copy()), torch.from_numpy(exact[:size].copy())]
 
-    run_all(view.tasks(work))
+    offsets, found, exact = _joined(run_all(look.tasks(find)))
+
+    def choose(first: int, last: int) -> None:
+        here, begin, end = slice(first, last), int(offsets[first]), int(offsets[last])
+        candidates = _arrays(offsets[first : last + 1] - begin, heads[here], found[begin:end], exact[begin:end])
+        search.choose_top(*candidates, *_arrays(x[here], screen.rows, b), k, *_arrays(indices[here], values[here]))
+
+    spread(choose, n)
     return indices, values
 
 
 def active(x: Tensor, screen: Screen, b: Tensor) -> tuple[Layout, Tensor] | None:
     """Return where x . w_i + b_i > 0 and the values of x . w_i there; None if the first rows show that it's often."""
-    d_sae = len(screen.rows)
-    pieces: list[list[Tensor]] = []
-    for part in (x[:CHUNK], x[CHUNK:]):
-        found = _active(part, screen, b) if len(part) else []
-        if found is None:
-            return None
-        pieces += found
-    if not pieces:
-        none = torch.empty(0, dtype=torch.int64)
-        return Layout(none.new_zeros(1), none, d_sae), torch.empty(0)
-    counts, indices, values = (torch.cat(part) for part in zip(*pieces, strict=True))
-    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return Layout(offsets, indices, d_sae), values
+    look, candidates = screen, None
+    if screen.narrow:
+        candidates = _active_candidates(x, screen, b)
+    if candidates is None and screen.quantised is not None:
+        look = screen.exact()
+        candidates = _active_candidates(x, look, b)
+    if candidates is None:
+        return None
+    offsets, found = candidates
+    shared, pieces = _arrays(screen.rows, b), {}
+
+    def choose(first: int, last: int) -> None:
+        begin, end = int(offsets[first]), int(offsets[last])
+        counts, indices = torch.empty(last - first, dtype=torch.int64), torch.empty(end - begin, dtype=torch.int64)
+        values = torch.empty(end - begin)
+        arrays = _arrays(offsets[first : last + 1] - begin, found[begin:end], x[first:last])
+        size = search.choose_active(*arrays, *shared, *_arrays(counts, indices, values))
+        pieces[first] = [counts, indices[:size], values[:size]]
+
+    spread(choose, len(x))
+    offsets, indices, values = _joined([pieces[first] for first in sorted(pieces)])
+    if look is not screen:  # 8 bits leave about three times as many candidates as are active
+        screen.narrow = len(indices) < WORK_ABOVE / 3 * len(x) * len(screen.rows)
+    return Layout(offsets, indices, len(screen.rows)), values
 
 
-def _active(x: Tensor, screen: Screen, b: Tensor) -> list[list[Tensor]] | None:
-    """Return counts, features and products of each piece of the rows of x; None where they're more than pays."""
-    look = screen if screen.narrow else screen.exact()
-    view = _View(x, look)
-    shared = _arrays(look.rows, look.unit, look.norm, look.error, b)
-    pieces: dict[int, list[Tensor]] = {}
+def _active_candidates(x: Tensor, screen: Screen, b: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return offsets and features of all candidates; None where they're more than pays."""
+    look = _Look(x, screen)
+    shared = _arrays(screen.unit, screen.norm, screen.error, b)
+    share = DENSE_ABOVE if screen.quantised is None else WORK_ABOVE
 
-    def work(first: int, last: int) -> None:
-        room = max(64, int(DENSE_ABOVE * (last - first) * len(look.rows)))
-        limit = int(WORK_ABOVE * (last - first) * len(look.rows)) if look.quantised is not None else 1 << 62
-        counts, indices = torch.empty(last - first, dtype=torch.int64), torch.empty(room, dtype=torch.int64)
-        values = torch.empty(room)
-        products = view.products(slice(first, last))
-        n = search.active_rows(*products, *shared, limit, counts.numpy(), indices.numpy(), values.numpy())
-        if n >= 0:
-            pieces[first] = [counts, indices[:n].clone(), values[:n].clone()]
+    def find(here: slice) -> list[Tensor] | None:
+        counts, found, _ = look.room(here)
+        limit = max(64, int(share * len(counts) * len(screen.rows)))
+        size = search.active_candidates(*look.products(here), *shared, limit, *_arrays(counts), found)
+        return None if size < 0 else [counts, torch.from_numpy(found[:size].copy())]
 
-    tasks = view.tasks(work)
-    run_all(tasks)
-    if len(pieces) < len(tasks):
-        if look.quantised is None:
-            return None
-        screen.narrow = False
-        return _active(x, screen, b)
-    in_order = [pieces[first] for first in sorted(pieces)]
-    screen.narrow = sum(len(piece[1]) for piece in in_order) < WORK_ABOVE / 3 * len(x) * len(screen.rows)
-    return in_order
+    tasks = look.tasks(find)
+    pieces = run_all(tasks[:1])  # alone: where codes are dense, this is all that is done in vain
+    if pieces[0] is not None:
+        pieces += run_all(tasks[1:])
+    whole = [piece for piece in pieces if piece is not None]
+    return _joined(whole) if len(whole) == len(tasks) else None  # type: ignore[return-value]
 
 
-class _View:
+def _joined(pieces: list[list[Tensor]]) -> tuple[Tensor, ...]:
+    """Return offsets and what else each piece holds, from pieces that begin with the counts of their rows."""
+    counts, *rest = (torch.cat(part) for part in zip(*pieces, strict=True))
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)]), *rest
+
+
+class _Look:
     """Rows x [n, d_in] ready to be multiplied with a screen."""
 
     def __init__(self, x: Tensor, screen: Screen):
@@ -133,14 +156,20 @@ class _View:
             bad = int((~self.norm.isfinite()).nonzero()[0])
             raise UserError(f"activations: NaN or infinite values in row {bad} of the batch; filter or mend them first")
 
-    def tasks(self, work) -> list:
-        """Return `work` bound to each chunk of rows."""
+    def tasks(self, find: Callable[[slice], T]) -> list[Callable[[], T]]:
+        """Return `find` bound to each chunk of rows, at least one."""
         n = len(self.x)
         size = max(1, min(CHUNK, -(-n // thread_count()), CHUNK_ENTRIES // len(self.screen.rows)))
-        return [lambda first=first: work(first, min(first + size, n)) for first in range(0, n, size)]
+        return [partial(find, slice(first, min(first + size, n))) for first in range(0, max(1, n), size)]
 
-    def products(self, here: slice) -> tuple[np.ndarray, ...]:
-        """Return products, x, unit, norm and error of some rows."""
+    def room(self, here: slice) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        """Return room for the counts, the candidates and their estimates of some rows. Memory is taken when used."""
+        most = (here.stop - here.start + 1) * len(self.screen.rows) + 1
+        counts = torch.empty(here.stop - here.start, dtype=torch.int64)
+        return counts, np.empty(most, np.int64), np.empty(most, np.float32)
+
+    def products(self, here: slice) -> list[np.ndarray]:
+        """Return products, unit, norm and error of some rows."""
         rows, d_sae = here.stop - here.start, len(self.screen.rows)
         if self.screen.quantised is None:
             out = _buffer(rows, d_sae, torch.float32)
@@ -148,7 +177,7 @@ class _View:
         else:
             out = _buffer(rows, d_sae, torch.int32)
             int8_product(self.rounded[here], self.screen.quantised, out)
-        return tuple(_arrays(out, self.x[here], self.unit[here], self.norm[here], self.error[here]))
+        return _arrays(out, self.unit[here], self.norm[here], self.error[here])
 
 
 _buffers = threading.local()

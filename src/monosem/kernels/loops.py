@@ -75,11 +75,15 @@ def _add_rows(begin, end, indices, values, rows, start, out):
 
 
 @jit
-def pair_products(offsets, indices, x, rows, out, first, last):
-    """Write x[t] . rows[indices[e]] to out[e] for every entry e of rows `first` to `last - 1` of a layout."""
-    for t in range(first, last):
-        for e in range(offsets[t], offsets[t + 1]):
-            out[e] = dot(x[t], rows[indices[e]])
+def pair_products(begins, tokens, order, x, rows, out, first, last):
+    """Write x[t] . rows[i] to `out` for the entries (t, i) of features `first` to `last - 1` of a layout.
+
+    begins, tokens, order: the layout by feature. Rows come from memory once, one after another.
+    """
+    for i in range(first, last):
+        row = rows[i]
+        for e in range(begins[i], begins[i + 1]):
+            out[order[e]] = dot(x[tokens[e]], row)
 
 
 @jit

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from monosem.kernels.loops import dot, jit, quantise_row, transpose
+from monosem.kernels.loops import dot, jit, pair_products, quantise_row, transpose
 
 LOWEST = np.float32(-3e38)
 """Below every activation: stands for minus infinity, which fast-math must not see."""
+
+CARE = np.float32(4e-7)
+"""Allowance for rounding when a bias is added, relative to the sum."""
 
 GROUP = 16
 """Features a group; the maximum of a group decides whether its members are looked at one by one."""
@@ -86,14 +89,61 @@ def _in_reach(estimate, peaks, bar, x_norm, x_error, norm, error, limits, found,
 
     limits: the largest norm and the largest error of all features.
     """
-    rounding = np.float32(4e-7) * abs(bar)
-    last = _reaching(estimate, peaks, bar - (x_error * limits[0] + x_norm * limits[1] + rounding), found, n)
+    care = CARE * abs(bar)
+    last = _reaching(estimate, peaks, bar - (x_error * limits[0] + x_norm * limits[1] + care), found, n)
     kept = n
     for c in range(n, last):
         j = found[c]
         found[kept] = j
-        kept += estimate[j] + (x_error * norm[j] + x_norm * error[j] + rounding) >= bar
+        kept += estimate[j] + (x_error * norm[j] + x_norm * error[j] + care) >= bar
     return kept
+
+
+@jit
+def top_candidates(products, x, x_unit, x_norm, x_error, rows, unit, norm, error, b, k, heads, counts, found, exact):
+    """Find the features that may be among the k with the largest x . w_i + b_i, for every row of x.
+
+    products [m, d_sae]: x . rows_i in units of x_unit[t] unit[i], wrong by at most x_error[t] norm[i] + x_norm[t]
+    error[i]. Those that look best are computed exactly; every feature that could still beat the worst of them is a
+    candidate, too. Writes the candidates, row after row, to `found`, how many a row to `counts [m]`, how many of them
+    are computed to `heads [m]`, and x . rows_i (without b) of those to `exact`. Returns how many there are.
+    """
+    m, d = products.shape
+    estimate, peaks = np.empty(d, np.float32), np.empty(group_count(d), np.float32)
+    keys = np.empty(d + 1, np.float32)
+    limits = norm.max(), error.max()
+    n = 0
+    for t in range(m):
+        _estimate(products[t], x_unit[t], unit, b, estimate, peaks)
+        bar = _bar(peaks, k) if len(peaks) >= k else _bar(estimate, k)
+        head = _reaching(estimate, peaks, bar, found, n)
+        for c in range(n, head):
+            exact[c] = dot(x[t], rows[found[c]])
+            keys[c - n] = exact[c] + b[found[c]]
+            estimate[found[c]] = LOWEST
+        worst = _bar(keys[: head - n], k)  # k features reach it, exactly
+        last = _in_reach(estimate, peaks, worst, x_norm[t], x_error[t], norm, error, limits, found, head)
+        heads[t], counts[t], n = head - n, last - n, last
+    return n
+
+
+@jit
+def active_candidates(products, x_unit, x_norm, x_error, unit, norm, error, b, limit, counts, found):
+    """Find the features whose x . w_i + b_i may be above 0, for every row of x; arguments as in `top_candidates`.
+
+    Returns how many there are, or -1 if more than `limit`.
+    """
+    m, d = products.shape
+    estimate, peaks = np.empty(d, np.float32), np.empty(group_count(d), np.float32)
+    limits = norm.max(), error.max()
+    n = 0
+    for t in range(m):
+        _estimate(products[t], x_unit[t], unit, b, estimate, peaks)
+        last = _in_reach(estimate, peaks, np.float32(0), x_norm[t], x_error[t], norm, error, limits, found, n)
+        counts[t], n = last - n, last
+        if n > limit:
+            return -1
+    return n
 
 
 @jit
@@ -105,55 +155,33 @@ def _exact_products(offsets, features, x, rows, exact):
     n, d = len(features), len(rows)
     begins, tokens, order = np.empty(d + 1, np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
     transpose(offsets, features, d, begins, tokens, order)
-    for i in range(d):
-        row = rows[i]
-        for e in range(begins[i], begins[i + 1]):
-            exact[order[e]] = dot(x[tokens[e]], row)
+    pair_products(begins, tokens, order, x, rows, exact, 0, d)
 
 
 @jit
-def top_rows(products, x, x_unit, x_norm, x_error, rows, unit, norm, error, b, k, indices, values):
-    """Choose the k features with the largest x . rows_i + b_i for every row of x, exactly.
+def choose_top(offsets, heads, found, exact, x, rows, b, k, indices, values):
+    """Choose the k candidates with the largest x . rows_i + b_i for every row of x.
 
-    products [m, d_sae], overwritten: x . rows_i in units of x_unit[t] unit[i], wrong by at most x_error[t] norm[i] +
-    x_norm[t] error[i]. The k that look best are computed exactly; every feature that could still beat the worst of
-    them is computed, too. Writes, for each row in descending order (ties: the lower index first), the features to
-    `indices` and x . rows_i (without b) to `values`, both [m, k]. Returns how many products were computed exactly.
+    offsets [m + 1]: where each row's candidates begin; heads, found, exact: as `top_candidates` wrote them, overwritten
+    here. Writes, for each row in descending order (ties: the lower index first), the features to `indices` and
+    x . rows_i (without b) to `values`, both [m, k].
     """
-    m, d = products.shape
-    estimates, groups = products.view(np.float32), group_count(d)  # estimates take the place of the products
-    peaks = np.empty((m, groups), np.float32)
-    best, found = np.empty(m * d + 1, np.int64), np.empty(m * d + 1, np.int64)  # touched as far as they're used
-    best_from, found_from = np.zeros(m + 1, np.int64), np.zeros(m + 1, np.int64)
-    limits = norm.max(), error.max()
+    m = len(x)
+    rest, rest_from = np.empty(len(found), np.int64), np.zeros(m + 1, np.int64)
     for t in range(m):
-        _estimate(products[t], x_unit[t], unit, b, estimates[t], peaks[t])
-        bar = _bar(peaks[t], k) if groups >= k else _bar(estimates[t], k)
-        best_from[t + 1] = _reaching(estimates[t], peaks[t], bar, best, best_from[t])
-    best_exact = np.empty(best_from[m], np.float32)
-    _exact_products(best_from, best[: best_from[m]], x, rows, best_exact)
-    keys = np.empty(d + 1, np.float32)
+        size = offsets[t + 1] - offsets[t] - heads[t]
+        rest[rest_from[t] : rest_from[t] + size] = found[offsets[t] + heads[t] : offsets[t + 1]]
+        rest_from[t + 1] = rest_from[t] + size
+    rest_exact = np.empty(rest_from[m], np.float32)
+    _exact_products(rest_from, rest[: rest_from[m]], x, rows, rest_exact)
+    keys = np.empty(len(rows) + 1, np.float32)
     for t in range(m):
-        first, n = best_from[t], best_from[t + 1] - best_from[t]
-        for c in range(n):
-            keys[c] = best_exact[first + c] + b[best[first + c]]
-            estimates[t, best[first + c]] = LOWEST
-        worst = _bar(keys[:n], k)  # k features reach it, exactly
-        looks = estimates[t], peaks[t], worst, x_norm[t], x_error[t]
-        found_from[t + 1] = _in_reach(*looks, norm, error, limits, found, found_from[t])
-    exact = np.empty(found_from[m], np.float32)
-    _exact_products(found_from, found[: found_from[m]], x, rows, exact)
-    chosen, products_of = np.empty(d + 1, np.int64), np.empty(d + 1, np.float32)
-    for t in range(m):
-        n = 0
-        for e in range(best_from[t], best_from[t + 1]):
-            chosen[n], products_of[n], keys[n] = best[e], best_exact[e], best_exact[e] + b[best[e]]
-            n += 1
-        for e in range(found_from[t], found_from[t + 1]):
-            chosen[n], products_of[n], keys[n] = found[e], exact[e], exact[e] + b[found[e]]
-            n += 1
-        _best(chosen, products_of, keys, n, k, indices[t], values[t])
-    return best_from[m] + found_from[m]
+        here, start = slice(offsets[t], offsets[t + 1]), offsets[t] + heads[t]
+        exact[start : offsets[t + 1]] = rest_exact[rest_from[t] : rest_from[t + 1]]
+        chosen, of = found[here], exact[here]
+        for c in range(len(chosen)):
+            keys[c] = of[c] + b[chosen[c]]
+        _best(chosen, of, keys, len(chosen), k, indices[t], values[t])
 
 
 @jit
@@ -177,33 +205,20 @@ def _best(found, exact, keys, n, k, indices, values):
 
 
 @jit
-def active_rows(products, x, x_unit, x_norm, x_error, rows, unit, norm, error, b, limit, counts, indices, values):
-    """Find the features with x . rows_i + b_i > 0 for every row of x, exactly; arguments as in `top_rows`.
+def choose_active(offsets, found, x, rows, b, counts, indices, values):
+    """Keep the candidates with x . rows_i + b_i > 0, exactly; arguments as in `choose_top`.
 
     Writes the number of them to `counts [m]`, the features and x . rows_i, row after row, to `indices` and `values`.
-    Within a row, features are in an order that depends on d_sae only. Returns how many there are, or -1 if there's no
-    room for them or if there are more than `limit` candidates.
+    Within a row, features are in an order that depends on d_sae only. Returns how many there are.
     """
-    m, d = products.shape
-    estimate, peaks = np.empty(d, np.float32), np.empty(group_count(d), np.float32)
-    found = np.empty(min(limit, m * d) + d + 1, np.int64)  # touched as far as it's used
-    found_from = np.zeros(m + 1, np.int64)
-    limits = norm.max(), error.max()
-    for t in range(m):
-        _estimate(products[t], x_unit[t], unit, b, estimate, peaks)
-        looks = estimate, peaks, np.float32(0), x_norm[t], x_error[t]
-        found_from[t + 1] = _in_reach(*looks, norm, error, limits, found, found_from[t])
-        if found_from[t + 1] > limit:
-            return -1
-    exact = np.empty(found_from[m], np.float32)
-    _exact_products(found_from, found[: found_from[m]], x, rows, exact)
+    exact = np.empty(len(found), np.float32)
+    _exact_products(offsets, found, x, rows, exact)
     n = 0
-    for t in range(m):
+    for t in range(len(x)):
         before = n
-        if n + found_from[t + 1] - found_from[t] > len(indices):
-            return -1
-        for e in range(found_from[t], found_from[t + 1]):
-            indices[n], values[n] = found[e], exact[e]
-            n += exact[e] + b[found[e]] > 0
+        for c in range(offsets[t], offsets[t + 1]):
+            if exact[c] + b[found[c]] > 0:
+                indices[n], values[n] = found[c], exact[c]
+                n += 1
         counts[t] = n - before
     return n
