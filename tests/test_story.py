@@ -171,6 +171,20 @@ def test_a_run_measured_later_fits_the_earlier_ones(finished: Path, tmp_path: Pa
             )
 
 
+def test_the_slow_path_is_trained_anew_and_agrees(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    ends: list[list[float]] = []
+    for options, how in ((["--set", "train.d_sae=512"], "first_look"), (["--reference"], "reference")):
+        done = run("train", folder, *options)
+        assert "8 runs, 50 steps" in done.stdout
+        runs = sorted((folder / "saes").iterdir())
+        assert all(how in json.loads((one / "cfg.json").read_text())["monosem"]["kernels"] for one in runs)
+        ends.append([pl.read_parquet(one / "log.parquet")["nmse"][-1] for one in runs])
+    assert ends[0] == pytest.approx(ends[1], rel=1e-2)
+    assert "train: reused" in run("train", folder).stdout  # the study remembers --reference
+
+
 @pytest.mark.slow
 def test_single_stages_refuse_what_was_made_with_other_settings(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
