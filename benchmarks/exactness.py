@@ -91,14 +91,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def count_candidates() -> list[tuple[int, int]]:
     """Have every search append (tokens, products computed exactly) to the list that is returned."""
     seen: list[tuple[int, int]] = []
-    top_rows = search.top_rows
+    top_candidates = search.top_candidates
 
     def counting(products: np.ndarray, *rest: Any) -> int:
-        work = top_rows(products, *rest)
+        work = top_candidates(products, *rest)
         seen.append((len(products), work))
         return work
 
-    cpu.search.top_rows = counting
+    cpu.search.top_candidates = counting
     return seen
 
 

@@ -41,6 +41,7 @@ class Ours:
         self.kernels = partial(reference_kernels, reference)
         with self.kernels():
             self.trainer = Trainer(spec, plan, preparation, torch.device("cpu"))
+        weights.clear()  # the trainer has its own copy
         self.trainer.silent[start.dead] = plan.dead_after + 1
         self.index = STEPS // 2
 

@@ -25,5 +25,5 @@ def zeros(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype = torch.float3
 
 
 def on_large_pages(w: Tensor) -> Tensor:
-    """Return a copy of `w`, contiguous; on another device than the CPU, `w` itself."""
-    return zeros(w.shape, w.dtype).copy_(w) if w.device.type == "cpu" else w
+    """Return a copy of `w`, contiguous; on another device than the CPU, `w` made contiguous."""
+    return zeros(w.shape, w.dtype).copy_(w) if w.device.type == "cpu" else w.contiguous()
