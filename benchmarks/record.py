@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import os
 import time
-from importlib import metadata
 from typing import Any
 
-MORE_PACKAGES = ("numba", "sae-lens", "dictionary-learning", "eai-sparsify")
+MORE_PACKAGES = ("sae-lens", "dictionary-learning", "eai-sparsify")
 
 
 def surroundings(load: float) -> dict[str, Any]:
     """Return machine, versions and commit. load: load average of one minute before the benchmark began."""
     import torch
 
-    from monosem.environment import describe
+    from monosem.environment import describe, versions
 
     known = describe()
     loads = {"load_before": load, "load_after": os.getloadavg()[0]}
-    versions = {}
-    for name in MORE_PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
     return {
         "machine": {**known["machine"], "blas": known["blas"], "capability": known["capability"], **loads},
-        "versions": {"python": known["python"], **known["versions"], **versions, "torch": torch.__version__},
+        "versions": {
+            "python": known["python"],
+            **known["versions"],
+            **versions(MORE_PACKAGES),
+            "torch": torch.__version__,
+        },
         "commit": known["commit"],
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

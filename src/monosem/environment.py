@@ -5,26 +5,32 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("monosem", "torch", "transformers", "tokenizers", "safetensors", "numpy", "polars", "gguf", "plotly")
+PACKAGES = (
+    "monosem",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "numba",
+    "polars",
+    "gguf",
+    "plotly",
+)
 
 
 def describe() -> dict[str, Any]:
     """Return versions of the packages that numbers depend on, the commit of a checkout, and the machine."""
     import torch
 
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
     return {
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": versions(PACKAGES),
         "commit": _commit(),
         "machine": {
             "system": platform.platform(),
@@ -37,6 +43,17 @@ def describe() -> dict[str, Any]:
         "blas": "mkl" if torch.backends.mkl.is_available() else "other",
         "capability": torch.backends.cpu.get_cpu_capability(),
     }
+
+
+def versions(names: Iterable[str]) -> dict[str, str | None]:
+    """Return the installed version of each package, None where it isn't installed."""
+    found: dict[str, str | None] = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def _commit() -> str | None:

@@ -84,7 +84,7 @@ class RowAdam:
         """See `make_optimiser`."""
         self.weights, self.unit, self.betas, self.eps = weights, unit, betas, eps
         self.rows = {name: _by_feature(name, w.detach()) for name, w in weights.items()}
-        self.state = {name: (self._zeros(rows), self._zeros(rows)) for name, rows in self.rows.items()}
+        self.state = {name: (_zeros_like(rows), _zeros_like(rows)) for name, rows in self.rows.items()}
         self.steps = 0
         self.parts: dict[int, RowGradient] = {}
         fast = fast_kernels(weights["W_dec"], weights["W_enc"])
@@ -102,14 +102,14 @@ class RowAdam:
         enough: where a quick bound shows that the norm is no larger than this, that bound is returned instead.
         """
         loss.backward()
+        parts = {name: self._gradient(name) for name in self.rows}
         if enough > 0:
-            parts = {name: self._gradient(name) for name in self.rows}
             bound = math.sqrt(sum(part.square_bound(dense, self.rows[name]) for name, (part, dense) in parts.items()))
             if bound <= enough:
                 return bound
         squares = [
-            self.fast.gradient_squares(*self._gradient(name), rows, self._unit(name)).double().sum()
-            for name, rows in self.rows.items()
+            self.fast.gradient_squares(part, dense, self.rows[name], self._unit(name)).double().sum()
+            for name, (part, dense) in parts.items()
         ]
         return math.sqrt(float(sum(squares)))
 
@@ -150,12 +150,12 @@ class RowAdam:
         dense = None if dense is None else _by_feature(name, dense).contiguous()
         return self.parts.get(id(self.weights[name]), RowGradient()), dense
 
-    @staticmethod
-    def _zeros(rows: Tensor) -> Tensor:
-        return memory.zeros(rows.shape) if rows.device.type == "cpu" else torch.zeros_like(rows)
-
     def _unit(self, name: str) -> bool:
         return self.unit and name == "W_dec"
+
+
+def _zeros_like(rows: Tensor) -> Tensor:
+    return memory.zeros(rows.shape, rows.dtype, rows.device)
 
 
 def _by_feature(name: str, w: Tensor) -> Tensor:

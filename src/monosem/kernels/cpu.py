@@ -14,9 +14,8 @@ from torch import Tensor
 from monosem.kernels import loops, memory, search
 from monosem.kernels.codes import Layout
 from monosem.kernels.gradients import RowGradient
-from monosem.kernels.screen import Screen, int8_product, quantise
+from monosem.kernels.screen import Screen, int8_product, quantise, require_finite
 from monosem.kernels.threads import run_all, spread, thread_count
-from monosem.types import UserError
 
 T = TypeVar("T")
 
@@ -55,11 +54,6 @@ def pair_products(layout: Layout, x: Tensor, rows: Tensor) -> Tensor:
     arrays = _arrays(turned.offsets, turned.indices, order, x, rows, out)
     spread(lambda a, b: loops.pair_products(*arrays, a, b), len(rows))
     return out
-
-
-def row_norms(rows: Tensor) -> Tensor:
-    """Return the length of each row of [n, d], [n]."""
-    return torch.linalg.vector_norm(rows, dim=1)
 
 
 def top(x: Tensor, screen: Screen, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -147,14 +141,13 @@ class _Look:
         """Round x to 8 bits if the screen is. Raises UserError for NaN or infinite values."""
         self.x, self.screen = x, screen
         if screen.quantised is None:
-            self.unit, self.norm, self.error = torch.ones(len(x)), row_norms(x), torch.zeros(len(x))
+            norm = torch.linalg.vector_norm(x, dim=1)
+            self.unit, self.norm, self.error = torch.ones(len(x)), norm, torch.zeros(len(x))
         else:
             self.rounded = torch.empty(x.shape, dtype=torch.int8)
             self.unit, self.norm, self.error = quantise(x, 1 / screen.scale, self.rounded)
             self.norm += self.error
-        if not self.norm.isfinite().all():
-            bad = int((~self.norm.isfinite()).nonzero()[0])
-            raise UserError(f"activations: NaN or infinite values in row {bad} of the batch; filter or mend them first")
+        require_finite(self.norm)
 
     def tasks(self, find: Callable[[slice], T]) -> list[Callable[[], T]]:
         """Return `find` bound to each chunk of rows, at least one."""
@@ -237,10 +230,10 @@ def _parts(gradient: RowGradient, dense: Tensor | None, W: Tensor) -> tuple:
     terms = []
     for pairs in gradient.pairs:
         turned, order = pairs.layout.by_feature
-        terms.append(tuple(_arrays(turned.offsets, turned.indices, order, pairs.values, pairs.factors)))
+        terms.append(tuple(_arrays(turned.offsets, turned.indices, pairs.values[order], pairs.factors)))
     if not terms:  # a tuple of one kind of tuples has to hold one
         none, number = np.empty(0, np.int64), np.empty((0, W.shape[1]), np.float32)
-        terms.append((np.zeros(len(W) + 1, np.int64), none, none, np.empty(0, np.float32), number))
+        terms.append((np.zeros(len(W) + 1, np.int64), none, np.empty(0, np.float32), number))
     found = gradient.block(dense, len(W))
     place, block = (np.empty(0, np.int64), np.empty((0, W.shape[1]), np.float32)) if found is None else _arrays(*found)
     scale = np.empty(0, np.float32) if gradient.multiples is None else gradient.multiples.contiguous().numpy()

@@ -25,8 +25,7 @@ from monosem.kernels.codes import Layout
 from monosem.kernels.cpu import DENSE_ABOVE
 from monosem.kernels.gpu_loops import COLUMNS, ENTRIES, FEATURES, TOKENS, WORD, blocks, launch, warps
 from monosem.kernels.gradients import RowGradient
-from monosem.kernels.screen import Screen, fitted_scale
-from monosem.types import UserError
+from monosem.kernels.screen import Screen, fitted_scale, require_finite
 
 __all__ = ["active", "adam", "gradient_squares", "make_screen", "pair_products", "row_sums", "supports", "top"]
 
@@ -135,9 +134,7 @@ class _View:
         self.rounded = self.x.to(torch.bfloat16)
         self.norm, self.error = _measure(self.x, self.rounded, 1 / screen.scale)
         self.norm += self.error  # now no shorter than the rounded rows
-        if not self.norm.isfinite().all():
-            bad = int((~self.norm.isfinite()).nonzero()[0])
-            raise UserError(f"activations: NaN or infinite values in row {bad} of the batch; filter or mend them first")
+        require_finite(self.norm)
 
     def chunks(self, head: int = 0) -> Iterator[slice]:
         """Return slices of the rows, so that PRODUCTS are in memory at a time; head: length of the first one."""

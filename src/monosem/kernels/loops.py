@@ -52,14 +52,14 @@ def quantise_row(row, factor, q):
 def row_sums(offsets, indices, values, rows, start, out, first, last):
     """Write start + sum_e values[e] rows[indices[e]] over the entries e of each row of a layout to `out [n, d]`."""
     for t in range(first, last):
-        _add_rows(offsets[t], offsets[t + 1], indices, values, rows, start, out[t])
+        out[t] = start
+        _add_rows(offsets[t], offsets[t + 1], indices, values, rows, out[t])
 
 
 @jit
-def _add_rows(begin, end, indices, values, rows, start, out):
+def _add_rows(begin, end, indices, values, rows, out):
+    """Add values[e] rows[indices[e]] to `out` for the entries e from `begin` to `end` - 1."""
     d = len(out)
-    for j in range(d):
-        out[j] = start[j]
     e = begin
     while e + 4 <= end:
         a, b, c, f = rows[indices[e]], rows[indices[e + 1]], rows[indices[e + 2]], rows[indices[e + 3]]
@@ -110,27 +110,16 @@ def transpose(offsets, indices, columns, new_offsets, new_indices, order):
 def gradient_row(i, terms, block_of, block, scale, row, unit, g):
     """Write row i of a gradient to g; see `monosem.kernels.gradients.RowGradient` for its parts.
 
-    terms: (offsets, rows, order, values, factors) each, adding values[order[e]] factors[rows[e]] over the entries e of
-    feature i; block_of [d_sae]: the row of `block` to add, or -1; scale [d_sae] or empty: adds scale[i] row; unit:
+    terms: (offsets, tokens, values, factors) each, adding values[e] factors[tokens[e]] over the entries e of feature i;
+    block_of [d_sae]: the row of `block` to add, or -1; scale [d_sae] or empty: adds scale[i] row; unit:
     whether the component along `row` is then taken out.
     """
     d = len(g)
     for j in range(d):
         g[j] = 0
     for term in terms:
-        offsets, tokens, order, values, factors = term
-        e, end = offsets[i], offsets[i + 1]
-        while e + 4 <= end:
-            a, b, c, f = factors[tokens[e]], factors[tokens[e + 1]], factors[tokens[e + 2]], factors[tokens[e + 3]]
-            va, vb, vc, vf = values[order[e]], values[order[e + 1]], values[order[e + 2]], values[order[e + 3]]
-            for j in range(d):
-                g[j] += (va * a[j] + vb * b[j]) + (vc * c[j] + vf * f[j])
-            e += 4
-        while e < end:
-            a, va = factors[tokens[e]], values[order[e]]
-            for j in range(d):
-                g[j] += va * a[j]
-            e += 1
+        offsets, tokens, values, factors = term
+        _add_rows(offsets[i], offsets[i + 1], tokens, values, factors, g)
     if len(block_of) > 0 and block_of[i] >= 0:
         a = block[block_of[i]]
         for j in range(d):

@@ -13,11 +13,14 @@ LEAST = 1 << 22
 """Smaller tensors come from torch."""
 
 
-def zeros(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return a tensor of zeros on the CPU, on large pages where it's big and the system has them."""
+def zeros(
+    shape: tuple[int, ...] | torch.Size, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> Tensor:
+    """Return a tensor of zeros; on the CPU, on large pages where it's big and the system has them."""
     size = math.prod(shape) * dtype.itemsize
-    if size < LEAST or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.zeros(shape, dtype=dtype)
+    elsewhere = device is not None and device.type != "cpu"
+    if elsewhere or size < LEAST or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(shape, dtype=dtype, device=device)
     region = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a system without them
         region.madvise(mmap.MADV_HUGEPAGE)
@@ -25,5 +28,5 @@ def zeros(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype = torch.float3
 
 
 def on_large_pages(w: Tensor) -> Tensor:
-    """Return a copy of `w`, contiguous; on another device than the CPU, `w` made contiguous."""
-    return zeros(w.shape, w.dtype).copy_(w) if w.device.type == "cpu" else w.contiguous()
+    """Return a copy of `w`, contiguous."""
+    return zeros(w.shape, w.dtype, w.device).copy_(w)

@@ -23,6 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from monosem.kernels import memory, search
 from monosem.kernels.loops import ROUNDING
 from monosem.kernels.threads import spread
+from monosem.types import UserError
 
 Precision = Literal["int8", "float32"]
 
@@ -70,6 +71,13 @@ def quantise(rows: Tensor, scale: Tensor, out: Tensor) -> tuple[Tensor, Tensor, 
     arrays = [t.numpy() for t in (rows, scale, out, unit, norm, error)]
     spread(lambda first, last: search.quantise_rows(*arrays, first, last), len(rows))
     return unit, norm, error
+
+
+def require_finite(norm: Tensor) -> None:
+    """Raise UserError if a row of a batch has NaN or infinite values; norm: the length of each row, [n]."""
+    if not norm.isfinite().all():
+        bad = int((~norm.isfinite()).nonzero()[0])
+        raise UserError(f"activations: NaN or infinite values in row {bad} of the batch; filter or mend them first")
 
 
 _screens = WeakIdKeyDictionary()
