@@ -11,6 +11,7 @@ pre-activations (in float64) closer than float32 rounding tells apart, else a *m
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from dataclasses import replace
@@ -19,6 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from command import exit_code
+from record import surroundings
 from torch import Tensor
 
 from monosem.activations import open_activations, training_order
@@ -43,21 +46,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--train-every", type=int, default=1, help="train on every so many batches, compare on all")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
-    try:
-        result = run(options)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    return exit_code(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train and compare, print the counts and write the file. Raises UserError."""
+    load = os.getloadavg()[0]
+    result = measure(options)
     print(result)
     if options.json:
-        from record import surroundings
-
-        write_json(options.json, {**result, **surroundings(0.0)})
-    return 0
+        write_json(options.json, {**result, **surroundings(load)})
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Train and compare; return the counts."""
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Train and compare; return the counts. Raises UserError."""
+    for name in ("d_sae", "k", "batch", "tokens", "train_every"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least 1")
+    if not (options.study / "activations" / "meta.json").exists():
+        raise UserError(f"{options.study}: no activations there; run `monosem harvest` first")
     store = open_activations(options.study / "activations", "train")
     steps = -(-options.tokens // options.batch)
     plan = Plan(options.batch, steps)

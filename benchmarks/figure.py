@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from command import exit_code
 from table import RESULTS, read_results
 
 from monosem.store import write_bytes
@@ -115,20 +116,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("target", type=Path, metavar="OUT")
     parser.add_argument("files", type=Path, nargs="*", metavar="FILE")
     options = parser.parse_args(arguments)
-    try:
-        kind = options.target.suffix.removeprefix(".")
-        if kind not in ("svg", "png"):
-            raise UserError(f"{options.target}: must end in .svg or .png")
-        growth = RESULTS / "growth.json"
-        files = options.files or [*sorted(RESULTS.glob("topk-*-1.json")), *([growth] if growth.exists() else [])]
-        files = [path for path in files if not path.name.startswith("topk-auxk")]
-        if not files:
-            raise UserError(f"{RESULTS}: no result files; run `make bench` first")
-        write_bytes(options.target, draw(chart(read_results(files)), kind))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: write_figure(options.target, options.files))
+
+
+def write_figure(target: Path, files: list[Path]) -> None:
+    """Draw `files` (default: TopK on one thread) to `target`. Raises UserError."""
+    kind = target.suffix.removeprefix(".")
+    if kind not in ("svg", "png"):
+        raise UserError(f"{target}: must end in .svg or .png")
+    growth = RESULTS / "growth.json"
+    files = files or [*sorted(RESULTS.glob("topk-*-1.json")), *([growth] if growth.exists() else [])]
+    files = [path for path in files if not path.name.startswith("topk-auxk")]
+    if not files:
+        raise UserError(f"{RESULTS}: no result files; run `make bench` first")
+    write_bytes(target, draw(chart(read_results(files)), kind))
 
 
 if __name__ == "__main__":

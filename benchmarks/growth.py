@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from command import exit_code
 from table import text_table
 
 from monosem.store import read_json, write_json
@@ -53,19 +54,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--peers", default="none")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options, rest = parser.parse_known_args(arguments)
-    try:
-        if not 1 <= options.low <= options.high <= 24:
-            raise UserError(
-                f"--low {options.low} --high {options.high}: must be powers from 1 to 24, the smaller first"
-            )
-        result = measure(options, rest)
-        if options.json:
-            write_json(options.json, result)
-        print(text_table([result]))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: run(options, rest))
+
+
+def run(options: argparse.Namespace, rest: list[str]) -> None:
+    """Measure, write the file and print the table. Raises UserError."""
+    if not 1 <= options.low <= options.high <= 24:
+        raise UserError(f"--low {options.low} --high {options.high}: must be powers from 1 to 24, the smaller first")
+    result = measure(options, rest)
+    if options.json:
+        write_json(options.json, result)
+    print(text_table([result]))
 
 
 if __name__ == "__main__":

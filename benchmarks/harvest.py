@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command import exit_code
 from safetensors.torch import save
 
 from monosem.embedded import model_folder
@@ -178,4 +180,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

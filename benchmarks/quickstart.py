@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from command import exit_code
+
 from monosem.store import read_json, write_json
 from monosem.types import UserError
 
@@ -61,23 +63,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="passed on to monosem compare")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
-    try:
-        load = os.getloadavg()[0]
-        measured = measure(options.study, options.threads, options.set)
-        from record import surroundings  # imports torch: only now, the child's peak starts from what its parent held
+    return exit_code(lambda: run(options))
 
-        settings = {"study": options.study, "threads": options.threads or None, "set": options.set}
-        result = {**measured, **surroundings(load), "settings": settings}
-        if options.json:
-            write_json(options.json, result)
-        for name, seconds in measured["stages"].items():
-            print(f"{name:<10} {seconds:8.1f} s")
-        print(f"{'all':<10} {measured['seconds']:8.1f} s, {measured['cpu_seconds']:.1f} CPU-s")
-        print(f"peak memory {measured['peak_bytes'] / 1e6:,.0f} MB, folder {measured['folder_bytes'] / 1e6:,.0f} MB")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, write the file and print the stages. Raises UserError."""
+    load = os.getloadavg()[0]
+    measured = measure(options.study, options.threads, options.set)
+    from record import surroundings  # imports torch: only now, the child's peak starts from what its parent held
+
+    settings = {"study": options.study, "threads": options.threads or None, "set": options.set}
+    result = {**measured, **surroundings(load), "settings": settings}
+    if options.json:
+        write_json(options.json, result)
+    for name, seconds in measured["stages"].items():
+        print(f"{name:<10} {seconds:8.1f} s")
+    print(f"{'all':<10} {measured['seconds']:8.1f} s, {measured['cpu_seconds']:.1f} CPU-s")
+    print(f"peak memory {measured['peak_bytes'] / 1e6:,.0f} MB, folder {measured['folder_bytes'] / 1e6:,.0f} MB")
 
 
 if __name__ == "__main__":

@@ -14,12 +14,14 @@ import argparse
 import os
 import resource
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from command import exit_code
 from safetensors import safe_open
 from safetensors.torch import save
 
@@ -27,6 +29,7 @@ from monosem.activations import Activations, open_activations, prefetched, train
 from monosem.environment import describe
 from monosem.readahead import read_at_random
 from monosem.store import read_json, value_hash, write_bytes, write_json
+from monosem.types import UserError
 
 TRAINER = 20_000  # tokens per CPU-second of the fastest trainer known to us (TopK, d_sae 4,608)
 SHARD = 512 * 127  # kept tokens of 512 rows of 128
@@ -35,10 +38,13 @@ SHARD = 512 * 127  # kept tokens of 512 rows of 128
 def make_store(folder: Path, gib: float, d_in: int) -> None:
     """Write shards of random activations, and the meta.json that a harvest would have written, unless they are there.
 
-    The numbers of all shards come from one drawing, each shard multiplied by its own factor.
+    The numbers of all shards come from one drawing, each shard multiplied by its own factor. Raises UserError rather
+    than write among other files.
     """
     if (folder / "meta.json").exists():
         return
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"--folder {folder}: holds other files; name a new folder")
     base = torch.randn(SHARD, d_in, generator=torch.Generator().manual_seed(0))
     shards = {}
     for number in range(max(1, round(gib * 2**30 / (SHARD * d_in * 2)))):
@@ -105,10 +111,15 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1_000_000, help="tokens to read in each arm")
     parser.add_argument("--capacity", type=int, default=2**19, help="train.shuffle_rows")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--keep", action="store_true", help="leave the store for the next run")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="leave the store for the next run; a folder that was there is left in any case",
+    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    made = not args.folder.exists()  # what was there before is not ours to delete
     result: dict[str, Any] = {key: value for key, value in vars(args).items() if isinstance(value, int | float)}
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
@@ -149,9 +160,9 @@ def main() -> None:
         )
     if args.json:
         write_json(args.json, {**result, "meta": read_json(args.folder / "meta.json")["hash"], **describe()})
-    if not args.keep:
+    if made and not args.keep:
         shutil.rmtree(args.folder)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from command import exit_code
+
 from monosem.store import read_json
 from monosem.types import UserError
 
@@ -82,15 +84,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("files", type=Path, nargs="*", metavar="FILE")
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args(arguments)
-    try:
-        files = options.files or sorted(path for path in RESULTS.glob("*.json") if path.stem != "growth")
-        if not files:
-            raise UserError(f"{RESULTS}: no result files; run `make bench` first")
-        print(text_table(read_results(files), options.markdown))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: print_table(options.files, options.markdown))
+
+
+def print_table(files: list[Path], markdown: bool) -> None:
+    """Print `files` (default: all results but the growth) as one table. Raises UserError."""
+    files = files or sorted(path for path in RESULTS.glob("*.json") if path.stem != "growth")
+    if not files:
+        raise UserError(f"{RESULTS}: no result files; run `make bench` first")
+    print(text_table(read_results(files), markdown))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
+from command import exit_code
+
 from monosem.types import UserError
 
 MEMORY_STEPS = 3
@@ -57,28 +59,27 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    try:
-        options = parse(arguments)
-        for name in THREAD_VARIABLES:  # before torch is imported
-            os.environ[name] = str(max(1, options.threads))
-        import torch
+    return exit_code(lambda: run(parse(arguments)))
 
-        torch.set_num_threads(max(1, options.threads))
-        if options.only:
-            measure_memory(options)
-            return 0
-        result = benchmark(options)
-        if options.json:
-            from monosem.store import write_json
 
-            write_json(options.json, result)
-        from table import text_table
+def run(options: argparse.Namespace) -> None:
+    """Do what the options say. Raises UserError."""
+    for name in THREAD_VARIABLES:  # before torch is imported
+        os.environ[name] = str(max(1, options.threads))
+    import torch
 
-        print(text_table([result]))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    torch.set_num_threads(max(1, options.threads))
+    if options.only:
+        measure_memory(options)
+        return
+    result = benchmark(options)
+    if options.json:
+        from monosem.store import write_json
+
+        write_json(options.json, result)
+    from table import text_table
+
+    print(text_table([result]))
 
 
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:

@@ -14,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from monosem.store import file_hash
+
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 TINY = ["--d-sae", "256", "--batch", "64", "--k", "8", "--l0", "20", "--seconds", "0.2"]
@@ -175,3 +177,28 @@ def test_quickstart_times_every_stage(tmp_path: Path) -> None:
     assert sum(content["stages"].values()) <= content["seconds"]
     assert 10**8 < content["peak_bytes"] < 10**10
     assert content["activations_bytes"] < content["folder_bytes"]
+
+
+def test_exactness_compares_every_token(tmp_path: Path) -> None:
+    folder = tmp_path / "activations"
+    folder.mkdir()
+    columns = {name: torch.zeros(1000, dtype=torch.int32) for name in ("doc", "pos", "token", "place")}
+    x = torch.randn(1000, 64, generator=torch.Generator().manual_seed(0))
+    save_file({"x": x, **columns}, folder / "train-00000.safetensors")
+    shards = {"train-00000.safetensors": {"sha256": file_hash(folder / "train-00000.safetensors"), "rows": 1000}}
+    (folder / "meta.json").write_text(json.dumps({"splits": {"train": {"shards": shards, "documents": 1}}}))
+    path = tmp_path / "exactness.json"
+    sizes = ["--d-sae", "512", "--k", "8", "--batch", "100", "--tokens", "500", "--train-every", "2"]
+    run_well("exactness.py", str(tmp_path), *sizes, "--json", str(path))
+    content = json.loads(path.read_text())
+    assert content["tokens"] == content["identical"] + content["ties"] == 500
+    assert content["misses"] == 0
+    assert content["train_steps"] == 3
+    assert 8 <= content["candidates_per_token"] < 512
+
+
+def test_exactness_needs_a_study(tmp_path: Path) -> None:
+    done = run("exactness.py", str(tmp_path / "nothing"))
+    assert done.returncode == 2
+    assert "no activations there; run `monosem harvest` first" in done.stderr
+    assert "Traceback" not in done.stderr
