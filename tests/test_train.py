@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from monosem.activations import Activations
+from monosem.checkpoints import resume
 from monosem.formats.saelens import load_sae
 from monosem.kernels import cpu, sparse
 from monosem.train import Plan, RunSpec, Trainer, prepare, train
@@ -156,6 +157,23 @@ def test_resumed_weights_are_bit_identical(tmp_path: Path, moments: tuple[int, .
         assert (whole / "sae_weights.safetensors").read_bytes() == (cut / "sae_weights.safetensors").read_bytes()
         columns = [c for c in pl.read_parquet(whole / "log.parquet").columns if c != "tokens_per_second"]
         assert pl.read_parquet(whole / "log.parquet")[columns].equals(pl.read_parquet(cut / "log.parquet")[columns])
+
+
+def test_a_resumed_step_has_the_threads_of_an_undisturbed_one(tmp_path: Path) -> None:
+    """With more threads than runs, a step whose codes were sparse before leaves all threads to the kernels."""
+    store, plan = store_of(), replace(PLAN, checkpoint_seconds=0.0)
+    spec = spec_of("topk", "a", k=3)
+
+    def stop(step: int, _trainers: list[Trainer]) -> None:
+        if step == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train([spec], plan, store, tmp_path, report=stop)
+    resumed = Trainer(spec, plan, prepare(store, plan), torch.device("cpu"))
+    assert not resumed.sparse
+    assert resume([resumed], tmp_path) == 5
+    assert resumed.sparse
 
 
 def test_a_checkpoint_of_other_settings_or_a_broken_one_is_not_used(tmp_path: Path) -> None:

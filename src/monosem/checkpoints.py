@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 def write_checkpoint(trainers: list[Trainer], folder: Path, step: int) -> None:
     """Write every run's state, then drop the older ones: at any moment one step is whole for all runs."""
     for trainer in trainers:
-        facts = {"key": trainer.spec.key, "seconds": trainer.seconds, "steps": step, "log": trainer.log}
+        facts = {
+            "key": trainer.spec.key,
+            "seconds": trainer.seconds,
+            "steps": step,
+            "sparse": trainer.sparse,
+            "log": trainer.log,
+        }
         data = save({name: t.cpu().contiguous() for name, t in trainer.state().items()}, {"facts": json.dumps(facts)})
         write_bytes(folder / trainer.spec.name / "checkpoint" / f"step-{step:09d}.safetensors", data)
     for trainer in trainers:

@@ -216,6 +216,7 @@ class Trainer:
         self.optimiser.restore(moments, facts["steps"])
         self.silent.copy_(tensors["silent"])
         self.log, self.seconds = facts["log"], facts["seconds"]
+        self.sparse = facts.get("sparse", False)  # which threads the next step has: sums depend on it in the last bits
 
     def sae(self) -> Sae:
         """Return the trained SAE with what is known of its making."""
