@@ -156,8 +156,7 @@ class Trainer:
             self._record(loss, x, index, norm)
         self.optimiser.step(plan.learning_rate(spec.recipe, index), clip / norm if 0 < clip < norm else 1.0)
         with torch.no_grad():
-            self.silent += len(x)
-            self.silent[loss.codes.fired()] = 0
+            self.silent.add_(len(x)).masked_fill_(loss.codes.fired(), 0)
 
     @torch.no_grad()
     def _record(self, loss: Loss, x: Tensor, index: int, norm: float) -> None:

@@ -181,6 +181,5 @@ Codes = DenseCodes | SparseCodes | RaggedCodes
 
 
 def _fired(indices: Tensor, values: Tensor, d_sae: int) -> Tensor:
-    fired = torch.zeros(d_sae, dtype=torch.bool, device=values.device)
-    fired[indices[values > 0]] = True
-    return fired
+    on = (values > 0).flatten().to(torch.int32)
+    return torch.zeros(d_sae, dtype=torch.int32, device=values.device).index_add_(0, indices.flatten(), on) > 0

@@ -230,7 +230,7 @@ def _parts(gradient: RowGradient, dense: Tensor | None, W: Tensor) -> tuple:
     terms = []
     for pairs in gradient.pairs:
         turned, order = pairs.layout.by_feature
-        terms.append(tuple(_arrays(turned.offsets, turned.indices, pairs.values[order], pairs.factors)))
+        terms.append(tuple(_arrays(turned.offsets, turned.indices, pairs.values.index_select(0, order), pairs.factors)))
     if not terms:  # a tuple of one kind of tuples has to hold one
         none, number = np.empty(0, np.int64), np.empty((0, W.shape[1]), np.float32)
         terms.append((np.zeros(len(W) + 1, np.int64), none, np.empty(0, np.float32), number))

@@ -50,7 +50,7 @@ class RowGradient:
         """
         lengths = torch.zeros(len(W), device=W.device)
         for pairs in self.pairs:
-            sizes = torch.linalg.vector_norm(pairs.factors, dim=1)[pairs.layout.rows]
+            sizes = torch.linalg.vector_norm(pairs.factors, dim=1).index_select(0, pairs.layout.rows)
             lengths.index_add_(0, pairs.layout.indices, pairs.values.flatten().abs() * sizes)
         for features, rows in self.rows:
             lengths.index_add_(0, features, torch.linalg.vector_norm(rows, dim=1))

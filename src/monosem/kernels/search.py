@@ -72,30 +72,56 @@ def _estimate(products, x_unit, unit, b, estimate, peaks):
 
 
 @jit
-def _reaching(estimate, peaks, bar, found, n):
-    """Write the features whose estimate reaches the bar to `found`, from place n on; return the place after them."""
-    groups = len(peaks)
-    for g in range(groups):
-        if peaks[g] >= bar:
-            for j in range(g, len(estimate), groups):
-                found[n] = j
-                n += estimate[j] >= bar
+def _group_maxima(values):
+    """Return the largest of `values [d]` in each group, [groups]."""
+    maxima = np.full(group_count(len(values)), LOWEST)
+    for i in range(len(values)):
+        g = i % len(maxima)
+        maxima[g] = max(maxima[g], values[i])
+    return maxima
+
+
+@jit
+def _reaching(estimate, peaks, bar, chosen, found, n):
+    """Write the features whose estimate reaches the bar to `found`, from place n on; return the place after them.
+
+    chosen: room for the groups that reach it. There are no branches: which ones do can't be foretold.
+    """
+    m = 0
+    for g in range(len(peaks)):
+        chosen[m] = g
+        m += peaks[g] >= bar
+    for c in range(m):
+        for j in range(chosen[c], len(estimate), len(peaks)):
+            found[n] = j
+            n += estimate[j] >= bar
     return n
 
 
 @jit
-def _in_reach(estimate, peaks, bar, x_norm, x_error, norm, error, limits, found, n):
+def _in_reach(estimate, peaks, bar, size, spread, chosen, found, n):
     """Write the features whose exact value may reach the bar to `found`, from place n on; return the place after them.
 
-    limits: the largest norm and the largest error of all features.
+    size: x_norm and x_error; spread: norm and error of all features, and the largest of each group.
     """
-    care = CARE * abs(bar)
-    last = _reaching(estimate, peaks, bar - (x_error * limits[0] + x_norm * limits[1] + care), found, n)
+    (x_norm, x_error), (norm, error, group_norm, group_error) = size, spread
+    low = bar - CARE * abs(bar)
+    m = 0
+    for g in range(len(peaks)):
+        chosen[m] = g
+        m += peaks[g] + (x_error * group_norm[g] + x_norm * group_error[g]) >= low
+    last = n
+    for c in range(m):
+        g = chosen[c]
+        here = low - (x_error * group_norm[g] + x_norm * group_error[g])
+        for j in range(g, len(estimate), len(peaks)):
+            found[last] = j
+            last += estimate[j] >= here
     kept = n
     for c in range(n, last):
         j = found[c]
         found[kept] = j
-        kept += estimate[j] + (x_error * norm[j] + x_norm * error[j] + care) >= bar
+        kept += estimate[j] + (x_error * norm[j] + x_norm * error[j]) >= low
     return kept
 
 
@@ -111,18 +137,18 @@ def top_candidates(products, x, x_unit, x_norm, x_error, rows, unit, norm, error
     m, d = products.shape
     estimate, peaks = np.empty(d, np.float32), np.empty(group_count(d), np.float32)
     keys = np.empty(d + 1, np.float32)
-    limits = norm.max(), error.max()
+    chosen, spread = np.empty(len(peaks) + 1, np.int64), (norm, error, _group_maxima(norm), _group_maxima(error))
     n = 0
     for t in range(m):
         _estimate(products[t], x_unit[t], unit, b, estimate, peaks)
         bar = _bar(peaks, k) if len(peaks) >= k else _bar(estimate, k)
-        head = _reaching(estimate, peaks, bar, found, n)
+        head = _reaching(estimate, peaks, bar, chosen, found, n)
         for c in range(n, head):
             exact[c] = dot(x[t], rows[found[c]])
             keys[c - n] = exact[c] + b[found[c]]
             estimate[found[c]] = LOWEST
         worst = _bar(keys[: head - n], k)  # k features reach it, exactly
-        last = _in_reach(estimate, peaks, worst, x_norm[t], x_error[t], norm, error, limits, found, head)
+        last = _in_reach(estimate, peaks, worst, (x_norm[t], x_error[t]), spread, chosen, found, head)
         heads[t], counts[t], n = head - n, last - n, last
     return n
 
@@ -135,11 +161,11 @@ def active_candidates(products, x_unit, x_norm, x_error, unit, norm, error, b, l
     """
     m, d = products.shape
     estimate, peaks = np.empty(d, np.float32), np.empty(group_count(d), np.float32)
-    limits = norm.max(), error.max()
+    chosen, spread = np.empty(len(peaks) + 1, np.int64), (norm, error, _group_maxima(norm), _group_maxima(error))
     n = 0
     for t in range(m):
         _estimate(products[t], x_unit[t], unit, b, estimate, peaks)
-        last = _in_reach(estimate, peaks, np.float32(0), x_norm[t], x_error[t], norm, error, limits, found, n)
+        last = _in_reach(estimate, peaks, np.float32(0), (x_norm[t], x_error[t]), spread, chosen, found, n)
         counts[t], n = last - n, last
         if n > limit:
             return -1

@@ -168,7 +168,7 @@ class _Pick(torch.autograd.Function):
             dx = ctx.fast.row_sums(layout, g, W.t().contiguous())
         if ctx.needs_input_grad[1]:
             turned, order = layout.by_feature
-            dcentre = -(W @ ctx.fast.row_sums(turned, g[order], g.new_ones(len(c), 1)).squeeze(1))
+            dcentre = -(W @ ctx.fast.row_sums(turned, g.index_select(0, order), g.new_ones(len(c), 1)).squeeze(1))
         if ctx.needs_input_grad[2]:
             dW = _pair_gradient(ctx.part, Pairs(layout, g, c), ctx.fast)
             dW = None if dW is None else dW.t()
@@ -208,7 +208,7 @@ def _pair_gradient(part: RowGradient | None, pairs: Pairs, fast: ModuleType) -> 
         part.pairs.append(pairs)
         return None
     turned, order = pairs.layout.by_feature
-    return fast.row_sums(turned, pairs.values[order], pairs.factors)
+    return fast.row_sums(turned, pairs.values.index_select(0, order), pairs.factors)
 
 
 class _RowNorms(torch.autograd.Function):
@@ -252,7 +252,7 @@ class _SquaredDistances(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, xhat: Tensor) -> Tensor:
         error = x - xhat
         ctx.save_for_backward(error)
-        return torch.linalg.vecdot(error, error)
+        return torch.linalg.vector_norm(error, dim=1).square()  # one pass; vecdot stores the products
 
     @staticmethod
     @once_differentiable
