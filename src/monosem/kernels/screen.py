@@ -1,8 +1,8 @@
 """A cheap look at all products x . w_i, good enough to say which few have to be computed exactly.
 
 Rows are rounded to 8 bits: x_j / s_j = u (q_j + r_j), w_ij s_j = v_i (p_ij + t_ij) with integers q and p up to 127, and
-s_j > 0 for each input dimension, which evens out the outlier dimensions of residual streams. The integer
-product u v_i sum_j q_j p_ij then differs from x . w_i by at most
+s_j > 0 for each input dimension, which evens out the outlier dimensions of residual streams. The integer product
+u v_i sum_j q_j p_ij then differs from x . w_i by at most
     |x/s - uq| |w_i s|  +  |uq| |w_i s - v_i p_i|,
 by the inequality of Cauchy and Schwarz: a certificate, not an estimate. Whatever the rounding, the features that are
 chosen with it, and their values, are those of the float32 product.
@@ -32,7 +32,7 @@ Precision = Literal["int8", "float32"]
 class Screen:
     """What is kept of W [d_in, d_sae], feature-major, to screen products with it.
 
-    rows: its columns as rows, float32 [d_sae, d_in], memory shared where W is stored that way; scale: s_j
+    rows: its columns as rows, float32 [d_sae, d_in], memory shared where W is stored that way; scale: s_j,
     [d_in]; quantised: int8 [d_sae, d_in], or None where float32 products are as fast; unit, norm, error: float32
     [d_sae], v_i, |w_i s| and |w_i s - v_i p_i|; narrow: whether the last batch had few enough candidates.
     """
@@ -103,7 +103,7 @@ def known_screen(W: Tensor) -> Screen | None:
 
 
 def fitted_scale(rows: Tensor, x: Tensor) -> Tensor:
-    """Return s_j for each dimension [d], with which x_j / s_j and w_ij s_j are of like size; rows [d_sae, d], x [n, d]."""
+    """Return s_j for each dimension [d]: x_j / s_j and w_ij s_j are then of like size. rows: [d_sae, d]; x: [n, d]."""
     spread_x, spread_w = (torch.linalg.vector_norm(m, dim=0).square() / max(1, len(m)) for m in (x, rows))
     usable = (spread_x > 0) & (spread_w > 0) & spread_x.isfinite() & spread_w.isfinite()
     return torch.where(usable, (spread_x / spread_w).pow(0.25), 1.0).clamp(2.0**-40, 2.0**40)
