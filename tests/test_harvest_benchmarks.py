@@ -1,4 +1,4 @@
-"""The benchmarks of harvest and reading back run at tiny sizes and write what they print."""
+"""The benchmarks of harvest, reading back and codes run at tiny sizes and write what they print."""
 
 from __future__ import annotations
 
@@ -60,3 +60,17 @@ def test_a_model_that_is_not_there_is_one_sentence() -> None:
     assert done.returncode == 2
     assert "no such model folder" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_codes_are_written_and_read(tmp_path: Path) -> None:
+    small = ["--rows", "20000", "--d-sae", "100", "--folder", str(tmp_path / "codes")]
+    result = run("codes.py", *small, out=tmp_path / "codes.json")
+    assert 15_000 < result["write"]["rows"] <= 20_000
+    assert 4 < result["write"]["bytes_per_row"] < 16
+    assert 0 < result["read"]["median_ms"] <= result["read"]["p95_ms"]
+    assert result["read"]["mib_opened"] <= result["read"]["peak_mib"]
+    assert not (tmp_path / "codes").exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("")
+    done = call("codes.py", "--folder", str(tmp_path / "full"))
+    assert (done.returncode, "holds other files" in done.stderr) == (2, True)

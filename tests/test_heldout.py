@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from monosem.heldout import Splice, document_groups, downstream, scored_positions
+from monosem.heldout import Splice, accumulate, document_groups, downstream, scored_positions
 from monosem.metrics import MAX_GROUPS
 from monosem.metrics import downstream as formulas
 from monosem.model import Model, load_model
@@ -105,6 +105,24 @@ def test_results_do_not_depend_on_the_batch(model: Model) -> None:
     a, b = (formulas(downstream(model, site, [linear(0.7)], splice, torch.ones(32), 6, rows)[0]) for rows in (1, 6))
     for name in a:
         assert a[name][0] == pytest.approx(b[name][0], rel=1e-5, abs=1e-7)
+
+
+def test_a_sink_gets_every_firing_with_the_decoder_norm_folded_in() -> None:
+    """Tokens are numbered over the batches; the second SAE has no sink; the sums are the same with and without."""
+    x = torch.zeros(3, 32)
+    x[0, 1], x[2, 0], x[2, 5] = 2.0, 3.0, 0.5
+    sae = Sae("linear", Linear(1.0, torch.zeros(32)), {"W_dec": 2 * torch.eye(32)})
+    got: list[list[tuple[int, int, float]]] = []
+    batches = [(x[:2], torch.tensor([0, 0])), (x[2:], torch.tensor([1]))]
+
+    def sink(token: np.ndarray, feature: np.ndarray, value: np.ndarray) -> None:
+        assert value.dtype == np.float32
+        got.append(list(zip(token.tolist(), feature.tolist(), value.tolist(), strict=True)))
+
+    _, (with_sink, without) = accumulate([sae, sae], batches, 2, sinks=[sink, None])
+    assert got == [[(0, 1, 4.0)], [(2, 0, 6.0), (2, 5, 1.0)]]
+    assert with_sink.count.tolist() == without.count.tolist() == [1, 1, 0, 0, 0, 1, *[0] * 26]
+    assert with_sink.peak[:6].tolist() == [6.0, 4.0, 0.0, 0.0, 0.0, 1.0]
 
 
 def test_documents_are_folded_whole() -> None:

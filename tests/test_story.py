@@ -124,12 +124,93 @@ def test_the_saved_saes_reproduce_the_measured_numbers(finished: Path) -> None:
             assert measured[name]["low"] == pytest.approx(one[name]["low"], rel=1e-3, abs=1e-5), name
 
 
+def test_the_codes_are_what_the_saved_saes_encode(finished: Path) -> None:
+    import numpy as np
+
+    from monosem.activations import open_activations
+    from monosem.firings import open_firings
+    from monosem.passages import open_passages
+
+    store = open_activations(finished / "activations", "eval")
+    doc, pos = store.columns["doc"].numpy(), store.columns["pos"].numpy()
+    passages = open_passages(finished)
+    assert passages.tokens == store.n
+    assert all((a == b).all() for a, b in zip(passages.measured_positions(), (doc, pos), strict=True))
+    for one in json.loads((finished / "summary.json").read_text())["runs"]:
+        codes = open_firings(finished, one["name"])
+        assert codes.tokens == store.n
+        assert codes.counts.sum() / store.n == pytest.approx(one["l0"]["value"])
+        sae = monosem.load_sae(finished / "saes" / one["name"])
+        effective = (sae.encode(store.rows(np.arange(store.n))) * sae.weights["W_dec"].norm(dim=1)).numpy()
+        density = pl.read_parquet(finished / "results" / one["name"] / "density" / "rows.parquet")
+        assert codes.counts.tolist() == density["count"].to_list()
+        for feature, fires in codes.each():
+            token = np.flatnonzero(effective[:, feature])
+            assert (fires.doc.tolist(), fires.pos.tolist()) == (doc[token].tolist(), pos[token].tolist())
+            assert fires.value == pytest.approx(effective[token, feature], rel=1e-5)
+            assert fires.value.max(initial=0) == density["peak"][feature]
+    text = "".join(passages.document(int(doc[0]))[0].text)
+    assert any(document.startswith(text) for document in make_documents())
+
+
+def test_missing_codes_are_written_without_another_splice(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    codes = folder / "codes" / "topk-k4-auxk_True"
+    shutil.rmtree(codes)
+    untouched = [p for p in folder.rglob("*") if p.parent.name in ("measure", "topk-k8-auxk_True")]
+    assert any("codes" in p.parts for p in untouched)
+    before = {p: p.stat().st_mtime_ns for p in untouched}
+    done = run("measure", folder, "--set", "measure.codes=false")
+    assert "measure: reused" in done.stdout
+    assert not codes.exists()
+    done = run("measure", folder, "--set", "measure.codes=true")
+    assert "measure: done" in done.stdout
+    assert "(1 runs" in done.stdout
+    assert "splice" not in done.stderr
+    assert {p: p.stat().st_mtime_ns for p in untouched} == before
+    for path in (finished / "codes" / codes.name).iterdir():
+        assert file_hash(path) == file_hash(codes / path.name), path.name
+
+
+def test_a_measurement_cut_short_keeps_the_codes_that_are_whole(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writing of the codes ends in the middle of the third run's; the next command writes six of eight."""
+    from monosem.firings import FiringsWriter, codes_header
+
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "codes")
+    finish, finished_runs = FiringsWriter.finish, []
+
+    def dying(self: FiringsWriter, *arguments: Any) -> None:
+        if len(finished_runs) == 2:
+            finish(self, *arguments)
+            (self.folder / "meta.json").unlink()  # all that a kill right before the last write would lack
+            raise KeyboardInterrupt
+        finish(self, *arguments)
+        finished_runs.append(self.folder.name)
+
+    monkeypatch.setattr(FiringsWriter, "finish", dying)
+    with pytest.raises(KeyboardInterrupt):
+        monosem.compare(str(folder))
+    monkeypatch.undo()
+    names = [one["name"] for one in json.loads((folder / "summary.json").read_text())["runs"]]
+    assert [name for name in names if codes_header(folder, name)] == finished_runs
+    before = [(folder / "codes" / name / "meta.json").stat().st_mtime_ns for name in finished_runs]
+    assert "(6 runs" in run("measure", folder).stdout
+    assert before == [(folder / "codes" / name / "meta.json").stat().st_mtime_ns for name in finished_runs]
+    for path in (finished / "codes").rglob("*.parquet"):
+        assert file_hash(path) == file_hash(folder / path.relative_to(finished)), path
+
+
 def test_a_second_compare_reuses_everything(finished: Path) -> None:
-    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")}
+    before = {p: p.stat().st_mtime_ns for kind in ("safetensors", "parquet") for p in finished.rglob(f"*.{kind}")}
     done = run("compare", finished)
     for stage in ("harvest", "train", "measure", "report"):
         assert f"{stage}: reused" in done.stdout
-    assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")}
+    assert before == {p: p.stat().st_mtime_ns for p in before}
     assert not list(finished.rglob(".*.part"))
 
 
@@ -290,3 +371,33 @@ def test_kill_9_at_three_random_moments_then_resume_is_bit_identical(
         assert file_hash(whole / name) == file_hash(cut / name), name
     assert not list(cut.rglob("*.part"))
     assert not list(cut.rglob("checkpoint"))
+
+
+@pytest.mark.slow
+def test_kill_9_while_codes_are_written_leaves_whole_codes_or_none(
+    long_study: tuple[Path, Path], tmp_path: Path
+) -> None:
+    from monosem.firings import codes_header
+
+    path, whole = long_study
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    names = sorted(p.name for p in (whole / "codes").iterdir() if p.is_dir())
+    for wanted in (1, random.randint(2, 3)):
+        shutil.rmtree(cut / "codes")
+        process = subprocess.Popen(command("measure", path, "--out", cut), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < end:
+            if len(list(cut.glob("codes/*/part-*"))) >= wanted:
+                break
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "the codes were all there before the kill"
+        kept = [name for name in names if codes_header(cut, name)]
+        assert len(kept) < len(names)
+        assert all(codes_header(cut, name) == codes_header(whole, name) for name in kept)
+        done = run("measure", path, "--out", cut)
+        assert f"({len(names) - len(kept)} runs" in done.stdout
+        for name in (p.relative_to(whole) for p in whole.rglob("codes/**/*") if p.is_file()):
+            assert file_hash(whole / name) == file_hash(cut / name), name
+    assert not list(cut.rglob("*.part"))
+    assert not list(cut.glob("codes/*/sorting"))

@@ -105,10 +105,12 @@ class MeasureConfig(_Section):
 
     ce_tokens: held-out tokens on which the model is re-run with each SAE spliced in, 0 for all.
     bootstrap: document resamples behind each interval.
+    codes: write where each feature fires (`codes/`): about 5 bytes a firing, tokens times L0 of them a run.
     """
 
     ce_tokens: int = Field(default=0, ge=0)
     bootstrap: int = Field(default=1000, ge=100)
+    codes: bool = True
     batch_size: int = Field(default=2048, ge=1)
 
 

@@ -5,9 +5,10 @@ language model's cross-entropy with each SAE spliced in, re-running only the blo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ from monosem.types import Estimate, UserError
 from monosem.variants import Codes, DenseCodes
 
 Progress = Callable[[int], object]
+# Takes firings, each [n]: token (number in the order of the batches), feature, effective activation (float32, > 0).
+Sink = Callable[[np.ndarray, np.ndarray, np.ndarray], object]
 
 
 class DataAccumulator:
@@ -61,11 +64,12 @@ class DataAccumulator:
 
 
 class SaeAccumulator:
-    """Collects `SaeSums` of one SAE over the same batches."""
+    """Collects `SaeSums` of one SAE over the same batches, and hands every firing to `sink` if there is one."""
 
-    def __init__(self, sae: Sae, center: Tensor, groups: int):
+    def __init__(self, sae: Sae, center: Tensor, groups: int, sink: Sink | None = None):
         """Start at zero."""
-        self.sae, self.center = sae, center.double()
+        self.sae, self.center, self.sink = sae, center.double(), sink
+        self.seen = 0
         zeros = {"dtype": torch.float64, "device": center.device}
         self.per_group = {name: torch.zeros(groups, **zeros) for name in ("hh", "xh", "r", "active", "activation")}
         self.h = torch.zeros(groups, len(center), **zeros)
@@ -95,7 +99,11 @@ class SaeAccumulator:
     def _features(self, codes: Codes) -> tuple[Tensor, Tensor]:
         """Add the per-feature sums; return the L0 and the summed activations of each token."""
         token, feature, value = active_entries(codes)
-        effective = (value * self.norms[feature]).double()
+        single = value * self.norms[feature]
+        if self.sink is not None:
+            self.sink((token + self.seen).cpu().numpy(), feature.cpu().numpy(), single.cpu().numpy())
+        self.seen += codes.n_tokens
+        effective = single.double()
         self.count += torch.bincount(feature, minlength=len(self.count))
         self.total.index_add_(0, feature, effective)
         self.square.index_add_(0, feature, effective.square())
@@ -136,10 +144,12 @@ def accumulate(
     device: torch.device | None = None,
     progress: Progress = lambda _tokens: None,
     center: Tensor | None = None,
+    sinks: Sequence[Sink | None] = (),
 ) -> tuple[DataSums, list[SaeSums]]:
     """Run every SAE over the same batches of (raw activations [n, d_in], document group [n]).
 
     center: [d_in], any point near the mean, by default the first batch's; sums belong together only if it is the same.
+    sinks: one an SAE, each called in the order of the batches with the firings of that SAE.
     """
     data: DataAccumulator | None = None
     accumulators: list[SaeAccumulator] = []
@@ -148,7 +158,8 @@ def accumulate(
         if data is None:
             center = x.double().mean(dim=0) if center is None else center.to(x.device)
             data = DataAccumulator(center, groups)
-            accumulators = [SaeAccumulator(sae, center, groups) for sae in saes]
+            pairs = zip_longest(saes, sinks)
+            accumulators = [SaeAccumulator(sae, center, groups, sink) for sae, sink in pairs]
         data.add(x, group)
         with own_threads():
             run_all([partial(accumulator.add, x, group) for accumulator in accumulators])
