@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -17,6 +17,9 @@ app = typer.Typer(
     help="Train sparse autoencoder variants side by side and find out which is better.",
 )
 
+rate_app = typer.Typer(no_args_is_help=True, help="Draw features for blind rating, lock the ratings, unblind them.")
+app.add_typer(rate_app, name="rate")
+
 Target = Annotated[
     str,
     typer.Argument(
@@ -27,6 +30,7 @@ Out = Annotated[Path | None, typer.Option("--out", help="Study folder; default r
 Reference = Annotated[
     bool, typer.Option("--reference", help="Use the slow, readable references instead of the kernels.")
 ]
+StudyFolder = Annotated[Path, typer.Argument(metavar="STUDY_DIR", help="A study folder.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. train.d_sae=1024 or run.0.k=[20,50]."),
@@ -80,6 +84,93 @@ def evaluate(
         _say(line)
 
 
+@app.command()
+def serve(
+    folder: Annotated[Path, typer.Argument(metavar="STUDY_DIR", help="A study folder.")],
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; others than this machine's are open.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[
+        int, typer.Option("--port", help="Port to listen on; 0 takes a free one.", min=0, max=65535)
+    ] = 8137,
+    show: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
+) -> None:
+    """Browse a study's features, search them by a text, and rate them, in a local web app."""
+    from monosem.serving import serve as serve_app
+
+    serve_app(folder, host=host, port=port, show=show, say=_say)
+
+
+@app.command(name="export-features")
+def export_features(
+    folder: Annotated[Path, typer.Argument(metavar="STUDY_DIR", help="A study folder.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Where to; default STUDY_DIR/features.")] = None,
+    runs: Annotated[str, typer.Option("--runs", help="Only runs whose name matches this pattern.")] = "*",
+    features: Annotated[int, typer.Option("--features", help="How many of each run, evenly spaced; 0: all.", min=0)] = (
+        100
+    ),
+    format: Annotated[str, typer.Option("--format", help="html or neuronpedia.")] = "html",
+) -> None:
+    """Write features as pages that need no server, or as JSON in Neuronpedia's layout."""
+    from monosem.app.export import export
+
+    _say(f"{export(folder, out or folder / 'features', runs, features, format, _say)}")
+
+
+@rate_app.command()
+def draw(
+    folder: StudyFolder,
+    features: Annotated[int, typer.Option("--features", help="How many features of each run.", min=1)] = 25,
+    runs: Annotated[str, typer.Option("--runs", help="Only runs whose name matches this pattern.")] = "*",
+    sampling: Annotated[
+        Literal["uniform", "stratified", "mass"],
+        typer.Option("--sampling", help="Uniform, equally many of five density strata, or by activation mass."),
+    ] = "uniform",
+    empty: Annotated[
+        Literal["exclude", "drop"],
+        typer.Option("--empty", help="Exclude features with an empty interval, or drop that interval for all."),
+    ] = "exclude",
+    seed: Annotated[int, typer.Option("--seed", help="Which sample.", min=0)] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Draw anew over a draw that has no ratings.")] = False,
+) -> None:
+    """Draw the features to be rated: a packet for the raters, and a key apart."""
+    from monosem.rating.draw import draw as draw_features
+    from monosem.store import study_lock
+
+    with study_lock(_study_folder(folder)):
+        told = draw_features(
+            folder, features=features, runs=runs, sampling=sampling, empty=empty, seed=seed, force=force
+        )
+    for line in told:
+        _say(line)
+
+
+@rate_app.command()
+def freeze(folder: StudyFolder) -> None:
+    """Lock the ratings: later ones are refused, and changes are noticed."""
+    from monosem.rating.store import Files
+    from monosem.rating.store import freeze as freeze_ratings
+
+    files = Files(_study_folder(folder))
+    found = freeze_ratings(files)
+    _say(f"{found['ratings']} ratings by {', '.join(found['raters'])} are frozen: {files.frozen}")
+
+
+@rate_app.command()
+def analyse(
+    folder: StudyFolder,
+    axis: Annotated[
+        list[str] | None, typer.Option("--axis", help="consistency or complexity; both without this.")
+    ] = None,
+) -> None:
+    """Unblind frozen ratings and compare the runs; freezes first if need be."""
+    from monosem.rating.analysis import AXES
+    from monosem.rating.analysis import analyse as analyse_ratings
+
+    for line in analyse_ratings(_study_folder(folder), tuple(axis or AXES)):
+        _say(line)
+
+
 @app.command(name="list")
 def list_(what: Annotated[str, typer.Argument(help="variants, evals, formats or studies.")]) -> None:
     """List what there is."""
@@ -87,6 +178,14 @@ def list_(what: Annotated[str, typer.Argument(help="variants, evals, formats or 
 
     for line in catalogue.lines(what):
         typer.echo(line)
+
+
+def _study_folder(folder: Path) -> Path:
+    from monosem.catalogue import find_study
+
+    if find_study(str(folder))[1] is None:
+        raise UserError(f"{folder}: a study folder is wanted here (one that `monosem compare` wrote)")
+    return folder
 
 
 def _with_reference(settings: list[str] | None, reference: bool) -> list[str] | None:

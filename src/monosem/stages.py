@@ -19,7 +19,7 @@ from monosem.config import Study, load_study, make_study, parse_setting
 from monosem.embedded import CORPUS_VERSION
 from monosem.environment import describe
 from monosem.evals import Inputs, evaluation_names, make_evaluation
-from monosem.evaluate import evaluate
+from monosem.evaluate import evaluate, last_settings
 from monosem.harvest import HARVEST_VERSION, harvest
 from monosem.kernels.settings import configure, reference_kernels
 from monosem.measuring import measure_inputs, measure_runs
@@ -35,7 +35,7 @@ from monosem.types import UserError
 from monosem.work import Work, run_infos
 
 STAGES = ("harvest", "train", "measure", "report")
-EVALS = ("frontier", "density", "training")
+EVALS = ("frontier", "density", "logits", "dense", "training")
 
 
 def compare(
@@ -93,6 +93,8 @@ def run_evaluation(
 ) -> list[str]:
     """Run the evaluation `name` (or `all`) over the runs whose name matches `runs`; return one line for each.
 
+    Without settings those hold with which an evaluation was last run.
+
     Raises UserError for an unknown evaluation or setting, or when no run matches.
     """
     values = dict(parse_setting(text, "key=value") for text in settings or [])
@@ -102,11 +104,14 @@ def run_evaluation(
         if not fnmatch.filter([info.name for info in infos], runs):
             known = ", ".join(info.name for info in infos)
             raise UserError(f'--runs "{runs}": no run of this study matches; runs are {known}')
-        inputs = Inputs(folder, infos, study.file.measure.bootstrap)
+        inputs = Inputs(folder, infos, study.file.measure.bootstrap, study.file.model.site, work.get_model)
         shared = measure_inputs(study, read_json(work.activations / "meta.json"))
         lines = []
         for one in evaluation_names() if name == "all" else [name]:
-            done, reused = evaluate(make_evaluation(one, values), one, inputs, shared, runs)
+            evaluation = make_evaluation(one, values)
+            if not values:
+                evaluation = make_evaluation(one, last_settings(evaluation, one, inputs))
+            done, reused = evaluate(evaluation, one, inputs, shared, runs)
             lines.append(f"{one}: {done} runs judged, {reused} reused, {folder / 'results'}/<run>/{one}/result.json")
     return lines
 
@@ -255,8 +260,14 @@ def _measure(work: Work) -> str | None:
     infos = run_infos(work)
     shared = measure_inputs(work.study, meta)
     todo = measure_runs(work, infos, shared)
-    inputs = Inputs(work.folder, infos, work.study.file.measure.bootstrap)
-    judged = sum(evaluate(make_evaluation(name), name, inputs, shared)[0] for name in EVALS)
+    file = work.study.file
+    inputs = Inputs(work.folder, infos, file.measure.bootstrap, file.model.site, work.get_model)
+    judged = 0
+    for name in EVALS:
+        evaluation = make_evaluation(name)
+        if "codes" not in evaluation.needs or file.measure.codes:
+            evaluation = make_evaluation(name, last_settings(evaluation, name, inputs))
+            judged += evaluate(evaluation, name, inputs, shared)[0]
     if not todo and not judged:
         return None
     return f"{todo} runs on {meta['splits']['eval']['tokens']:,} held-out tokens"

@@ -1,0 +1,120 @@
+"""A study folder as the browser reads it: files are opened when they are needed, kept, and reread when they change."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from monosem.firings import Firings, codes_folder, open_firings
+from monosem.passages import Passages, open_passages
+from monosem.store import read_json
+from monosem.types import UserError
+
+KEPT = 64  # opened files; a table of 65,536 features with 20 columns takes 10 MB
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of a run before its features are opened. numbers: its entry in summary.json, empty without one."""
+
+    name: str
+    variant: str
+    d_sae: int
+    site: str
+    numbers: dict[str, Any]
+
+    def number(self, name: str) -> float | None:
+        """Return an estimate's value, None where there is none."""
+        found = self.numbers.get(name)
+        return found.get("value") if isinstance(found, dict) else found
+
+
+class Study:
+    """A study folder, read."""
+
+    def __init__(self, folder: Path):
+        """Look at nothing yet."""
+        self.folder = folder
+        self._opened: OrderedDict[tuple[str, ...], tuple[Any, Any]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def summary(self) -> dict[str, Any]:
+        """Return the content of summary.json, empty when there is none that can be read."""
+        path = self.folder / "summary.json"
+        return self._kept(("summary",), [path], lambda: _object(path))
+
+    def runs(self) -> dict[str, Run]:
+        """Return the trained runs by name, in the order of the summary."""
+        found = sorted((self.folder / "saes").glob("*/cfg.json"))
+        return self._kept(("runs",), [*found, self.folder / "summary.json"], lambda: self._read_runs(found))
+
+    def _read_runs(self, found: list[Path]) -> dict[str, Run]:
+        entries = [e for e in self.summary().get("runs") or [] if isinstance(e, dict)]
+        numbers = {str(entry.get("name")): entry for entry in entries}
+        runs = {}
+        for path in found:
+            cfg = _object(path)
+            ours, name = cfg.get("monosem") or {}, path.parent.name
+            variant = str(ours.get("variant") or cfg.get("architecture") or "")
+            if isinstance(cfg.get("d_sae"), int):
+                runs[name] = Run(name, variant, cfg["d_sae"], str(ours.get("site") or ""), numbers.get(name, {}))
+        order = {name: place for place, name in enumerate(numbers)}
+        return {name: runs[name] for name in sorted(runs, key=lambda name: (order.get(name, len(order)), name))}
+
+    def firings(self, run: str) -> Firings:
+        """Return a run's codes. Raises UserError when they are missing or damaged."""
+        where = codes_folder(self.folder, run)
+        return self._kept(("firings", run), [where / "meta.json"], lambda: open_firings(self.folder, run))
+
+    def passages(self) -> Passages:
+        """Return the held-out text. Raises UserError when it is missing or damaged."""
+        path = self.folder / "codes" / "passages.json"
+        return self._kept(("passages",), [path], lambda: open_passages(self.folder))
+
+    def rows(self, run: str, evaluation: str) -> pl.DataFrame | None:
+        """Return an evaluation's rows of a run, None when it has none about features."""
+        path = self.folder / "results" / run / evaluation / "rows.parquet"
+        return self._kept(("rows", run, evaluation), [path], lambda: _rows(path))
+
+    def evaluations(self, run: str) -> list[str]:
+        """Return the evaluations of a run that left rows."""
+        return sorted(path.parent.name for path in (self.folder / "results" / run).glob("*/rows.parquet"))
+
+    def kept(self, key: tuple[str, ...], paths: list[Path], make: Callable[[], Any]) -> Any:
+        """Return `make()`, or what it returned before as long as none of the files `paths` has changed."""
+        return self._kept(("other", *key), paths, make)
+
+    def _kept(self, key: tuple[str, ...], paths: list[Path], make: Callable[[], Any]) -> Any:
+        stamp = [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
+        with self._lock:
+            if key in self._opened and self._opened[key][0] == stamp:
+                self._opened.move_to_end(key)
+                return self._opened[key][1]
+        made = make()
+        with self._lock:
+            self._opened[key] = stamp, made
+            while len(self._opened) > KEPT:
+                self._opened.popitem(last=False)
+        return made
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        found = read_json(path)
+    except UserError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _rows(path: Path) -> pl.DataFrame | None:
+    try:
+        frame = pl.read_parquet(path, glob=False)
+    except (OSError, pl.exceptions.PolarsError):
+        return None
+    return frame if "feature" in frame.columns and frame["feature"].is_unique().all() else None
