@@ -68,13 +68,26 @@ def test_samples_come_from_their_interval_and_from_other_documents_than_top() ->
     for i, sample in enumerate(found.intervals):
         assert len(sample) + found.missing[i] == SAMPLES
         assert len({(e.doc, e.pos) for e in sample}) == len(sample)
-        assert not tops & {e.doc for e in sample}
+        others = ~np.isin(fires.doc, list(tops)) & (interval_of(fires.value, found.peak) == i)
+        assert sum(e.doc not in tops for e in sample) == min(SAMPLES, others.sum())
         if sample:
             assert set(interval_of(np.array([e.value for e in sample]), found.peak)) == {i}
     everything = np.bincount(interval_of(fires.value, found.peak), minlength=INTERVALS)
     assert found.shares == pytest.approx((everything / len(fires.value)).tolist())
     assert sum(found.shares) == pytest.approx(1)
     assert found.count == len(fires.value)
+
+
+def test_where_other_documents_are_too_few_samples_come_from_those_of_top_without_overlap() -> None:
+    passages = make_passages(3)
+    place = [(0, 10), (0, 18), (0, 19), (1, 10), (2, 10), (2, 30)]
+    doc, pos = (np.array(column) for column in zip(*place, strict=True))
+    value = np.array([1.0, 0.99, 0.98, 0.97, 0.5, 0.96], dtype=np.float32)
+    found = examples_of(0, Fires(doc, pos, value), passages)
+    assert [(e.doc, e.pos) for e in found.top] == [(0, 10), (1, 10), (2, 30)]
+    assert [(e.doc, e.pos) for e in found.intervals[0]] == [(0, 19)]  # (0, 18) overlaps with (0, 10)
+    assert [(e.doc, e.pos) for e in found.intervals[6]] == [(2, 10)]
+    assert found.missing[0] == SAMPLES - 1
 
 
 def test_the_same_arguments_give_the_same_examples_and_another_seed_others() -> None:
@@ -112,7 +125,8 @@ def test_few_firings_show_what_there_is_and_a_dead_feature_nothing() -> None:
     fires = Fires(np.array([2, 2]), np.array([1, 30]), np.array([1.0, 0.5], dtype=np.float32))
     found = examples_of(0, fires, passages)
     assert [(e.doc, e.pos) for e in found.top] == [(2, 1)]
-    assert found.missing == [SAMPLES] * INTERVALS
+    assert [(e.doc, e.pos) for e in found.intervals[6]] == [(2, 30)]
+    assert sum(found.missing) == SAMPLES * INTERVALS - 1
     assert found.shares[0] == found.shares[6] == 0.5
     dead = examples_of(0, Fires(*(column[:0] for column in fires)), passages)
     assert (dead.peak, dead.count, dead.top, sum(dead.shares)) == (0, 0, [], 0)

@@ -16,6 +16,7 @@ from monosem.passages import Passages, Window
 
 TOP, INTERVALS, SAMPLES, SHOWN, MIN_FIRINGS = 20, 12, 5, 7, 20
 RANDOM = 10
+AROUND = 4  # tokens before and after an example, in the windows that raters see
 Rule = Literal["edges", "centres"]
 
 
@@ -32,9 +33,9 @@ class Examples:
     """What is shown of a feature.
 
     peak: the largest activation M, in normalised units with the decoder norm folded in; count: tokens it fires on.
-    top: the strongest, at most one a document. intervals: samples of each, from the strongest interval on, none from a
-    document of `top`; shares: of all firings, by interval; missing: how many samples each lacks. random: tokens drawn
-    whatever the activation.
+    top: the strongest, at most one a document. intervals: samples of each, from the strongest interval on, from other
+    documents than those of `top` as far as there are enough, and never a window that overlaps one of `top`. shares: of
+    all firings, by interval; missing: how many samples each lacks. random: tokens drawn whatever the activation.
     """
 
     feature: int
@@ -79,11 +80,14 @@ def examples_of(
     top = _top(seen)
     peak = float(seen.value.max())
     interval = interval_of(seen.value, peak, rule=rule)
-    free = ~np.isin(seen.doc, seen.doc[top])
+    elsewhere, apart = _places(seen, top)
     samples = []
     for i in range(INTERVALS):
-        candidates = np.flatnonzero(free & (interval == i))
-        chosen = rng.choice(candidates, min(SAMPLES, len(candidates)), replace=False)
+        chosen = np.zeros(0, dtype=np.int64)
+        for free in (elsewhere, apart):  # few documents hold most of the strong firings of a small held-out text
+            candidates = np.flatnonzero(free & (interval == i))
+            more = rng.choice(candidates, min(SAMPLES - len(chosen), len(candidates)), replace=False)
+            chosen = np.append(chosen, more)
         samples.append(_examples(seen, chosen[np.argsort(-seen.value[chosen], kind="stable")]))
     shares = (np.bincount(interval, minlength=INTERVALS) / len(interval)).tolist()
     missing = [SAMPLES - len(sample) for sample in samples]
@@ -95,6 +99,14 @@ def _top(fires: Fires) -> np.ndarray:
     strongest = np.argsort(-fires.value, kind="stable")  # ties: in the order of the text
     _, first = np.unique(fires.doc[strongest], return_index=True)
     return strongest[np.sort(first)[:TOP]]
+
+
+def _places(fires: Fires, top: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which firings are in other documents than those of `top`, and which in the same ones but apart, bool."""
+    by_doc = top[np.argsort(fires.doc[top])]  # one a document
+    at = by_doc[np.minimum(np.searchsorted(fires.doc[by_doc], fires.doc), len(by_doc) - 1)]
+    same = fires.doc[at] == fires.doc
+    return ~same, same & (np.abs(fires.pos - fires.pos[at]) > 2 * AROUND)
 
 
 def _examples(fires: Fires, rows: np.ndarray) -> list[Example]:
