@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = {"model": ModelConfig, "text": TextConfig, "train": TrainConfig, "measure": MeasureConfig}
 COMMANDS = {
     command.name or (command.callback.__name__ if command.callback else "") for command in app.registered_commands
-}
+} | {group.name for group in app.registered_groups}
 PAGES = sorted(path for folder in (ROOT, ROOT / "docs") for path in folder.glob("*.md"))
 
 

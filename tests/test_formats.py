@@ -49,6 +49,14 @@ def test_round_trip(tmp_path: Path, variant: str, hyper: dict[str, Any], kind: s
     assert set(load_file(tmp_path / "sae_weights.safetensors")) == set(sae.weights)
 
 
+def test_an_sae_that_was_changed_is_saved_with_its_own_hash(tmp_path: Path) -> None:
+    monosem.save_sae(monosem.make_sae("topk", d_in=8, d_sae=32, seed=0, k=4), tmp_path / "first")
+    sae = monosem.load_sae(tmp_path / "first")
+    sae.weights["W_dec"] *= 2
+    monosem.save_sae(sae, tmp_path / "second")
+    assert torch.equal(monosem.load_sae(tmp_path / "second").weights["W_dec"], sae.weights["W_dec"])
+
+
 def test_module_has_parameters_that_train() -> None:
     sae = random_sae("standard", {}, Normaliser("mean_norm", 0.5))
     module = sae.as_module()

@@ -52,7 +52,7 @@ def _header(
         "version": evaluation.version,
         "settings": settings,
         "sae": info.sae,
-        "inputs": sources,
+        "inputs": {**sources, **evaluation.reads(inputs, info)},
     }
 
 
@@ -65,6 +65,20 @@ def _write(folder: Path, header: dict[str, Any], result: Result) -> None:
     write_atomic(folder / "rows.parquet", result.rows.write_parquet)
     scalars = {key: None if value is None else value.as_dict() for key, value in result.scalars.items()}
     write_json(folder / "result.json", {"header": header, "scalars": scalars, "reasons": result.reasons})
+
+
+def last_settings(evaluation: Evaluation, name: str, inputs: Inputs) -> dict[str, Any]:
+    """Return the settings that the results on disk share, {} if they differ or there are none.
+
+    With these, the measure stage keeps what `monosem eval NAME --set ...` made instead of making it anew.
+    """
+    found: list[dict[str, Any]] = []
+    for info in inputs.runs:
+        path = result_folder(inputs.folder, info.name, name) / "result.json"
+        if path.exists():
+            found.append({k: v for k, v in read_json(path)["header"]["settings"].items() if k != "bootstrap"})
+    alike = found and all(settings == found[0] for settings in found) and set(found[0]) == set(asdict(evaluation))
+    return found[0] if alike else {}
 
 
 def load_results(inputs: Inputs, name: str) -> list[Judged]:

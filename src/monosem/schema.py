@@ -72,6 +72,27 @@ METRICS: dict[str, Metric] = {
     "features_above_1e-3": Metric(
         "Features > 1e-3", "features", "Features active on more than 0.1 % of held-out tokens (Wilson interval)."
     ),
+    "features_above_0.1": Metric(
+        "Features > 0.1", "features", "Features active on more than 10 % of held-out tokens (Wilson interval)."
+    ),
+    "dense_l0_share": Metric(
+        "Dense share of L0",
+        "fraction",
+        "Share of all firings that belongs to features active on more than 10 % of tokens.",
+    ),
+    "unexplained_share": Metric(
+        "Unexplained by screens",
+        "fraction",
+        "Of the features active on more than 10 % of tokens, the share for which no trivial cause was found: position, "
+        "token, frequency, norm, entropy, document length, mean direction, antipode.",
+    ),
+    "pathological_share": Metric(
+        "Pathological",
+        "fraction",
+        "Of the features active on more than 10 % of tokens that are rated or scored, the share with a consistency of "
+        "at most 2, or a score below 0.1 and a screen R^2 below 0.2; where none is rated or scored, the share that is "
+        "unexplained by screens.",
+    ),
     "mean_activation": Metric(
         "Mean activation",
         "normalised units",

@@ -10,15 +10,19 @@ from __future__ import annotations
 import importlib
 import math
 import pkgutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import polars as pl
 from pydantic import TypeAdapter, ValidationError
 
 from monosem.schema import Chart
 from monosem.types import Estimate, UserError
+
+if TYPE_CHECKING:
+    from monosem.model import Model
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,16 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What `prepare` gets: the study folder, its runs, and the settings of its `[measure]` section."""
+    """What `prepare` gets: the study folder, its runs, and the settings of its `[measure]` section.
+
+    site: where the activations were read. model: loads the study's language model, once; None where there is none.
+    """
 
     folder: Path
     runs: list[RunInfo]
     bootstrap: int = 1000
+    site: str = ""
+    model: Callable[[], Model] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,10 @@ class Evaluation:
 
     version: ClassVar[int] = 1
     needs: ClassVar[tuple[str, ...]] = ()
+
+    def reads(self, inputs: Inputs, info: RunInfo) -> dict[str, Any]:
+        """Return hashes of what a run's result depends on besides its SAE and the sums; they go into its header."""
+        return {}
 
     def prepare(self, inputs: Inputs) -> Any:
         """Do once what serves all runs."""

@@ -92,7 +92,7 @@ def load_sae(folder: str | Path) -> Sae:
     normaliser = Normaliser(**ours["normaliser"])
     if normaliser.kind not in PER_TOKEN and normaliser.scale != 1.0:
         weights = fold(weights, 1 / normaliser.scale)
-    known = ("variant", "hyper", "normaliser", "activation_units")
+    known = ("variant", "hyper", "normaliser", "activation_units", "weights_sha256")
     facts = {key: value for key, value in ours.items() if key not in known}
     hyper = {key: tuple(v) if isinstance(v, list) else v for key, v in ours["hyper"].items()}
     return Sae(ours["variant"], make_variant(ours["variant"], hyper), weights, normaliser, facts)

@@ -21,10 +21,10 @@ def decimals_for(estimates: list[dict[str, Any]]) -> int:
         values.append(value)
         if low is not None and high is not None and high > low:
             widths.append((high - low) / 2)
-    if values and all(float(value).is_integer() for value in values):
+    width = sorted(widths)[len(widths) // 2] if widths else 1.0
+    if values and width >= 1 and all(float(value).is_integer() for value in values):
         return 0
     if widths:
-        width = sorted(widths)[len(widths) // 2]
         return min(6, max(0, 1 - math.floor(math.log10(width))))
     largest = max((abs(value) for value in values), default=0)
     return 3 if largest == 0 else min(6, max(0, 3 - math.floor(math.log10(largest))))

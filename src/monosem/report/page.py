@@ -21,7 +21,16 @@ from monosem.report.palette import MARKER_PATHS, styles_for
 from monosem.report.tables import chart_table, metric_column, metric_names, metrics_table, seed_table
 from monosem.schema import Chart
 
-SECTIONS = ("Frontier", "Downstream", "Density", "Activation levels", "Shrinkage", "Training")
+SECTIONS = (
+    "Frontier",
+    "Downstream",
+    "Density",
+    "Dense features",
+    "Activation levels",
+    "Shrinkage",
+    "Human rating",
+    "Training",
+)
 NO_BASELINE = "No headline comparison: this study has no baseline run to compare the variants with."
 
 
