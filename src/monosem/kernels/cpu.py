@@ -59,25 +59,26 @@ def pair_products(layout: Layout, x: Tensor, rows: Tensor) -> Tensor:
 def top(x: Tensor, screen: Screen, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k features with the largest x . w_i + b_i for each row of x, and x . w_i; both [n, k]."""
     n, look = len(x), _Look(x, screen)
-    indices, values, heads = torch.empty(n, k, dtype=torch.int64), torch.empty(n, k), torch.empty(n, dtype=torch.int64)
-    shared = _arrays(screen.rows, screen.unit, screen.norm, screen.error, b)
+    indices, values, heads = np.empty((n, k), np.int64), np.empty((n, k), np.float32), np.empty(n, np.int64)
+    rows, *sizes, bias = _arrays(screen.rows, screen.unit, screen.norm, screen.error, b)
 
-    def find(here: slice) -> list[Tensor]:
+    def find(here: slice) -> list[np.ndarray]:
         counts, found, exact = look.room(here)
-        products, *sizes = look.products(here)
-        target = _arrays(heads[here], counts)
-        size = search.top_candidates(products, *_arrays(x[here]), *sizes, *shared, k, *target, found, exact)
-        return [counts, torch.from_numpy(found[:size].copy()), torch.from_numpy(exact[:size].copy())]
+        products, *of_x = look.products(here)
+        size = search.top_candidates(
+            products, look.x[here], *of_x, rows, *sizes, bias, k, heads[here], counts, found, exact
+        )
+        return [counts, found[:size].copy(), exact[:size].copy()]
 
     offsets, found, exact = _joined(run_all(look.tasks(find)))
 
     def choose(first: int, last: int) -> None:
-        here, begin, end = slice(first, last), int(offsets[first]), int(offsets[last])
-        candidates = _arrays(offsets[first : last + 1] - begin, heads[here], found[begin:end], exact[begin:end])
-        search.choose_top(*candidates, *_arrays(x[here], screen.rows, b), k, *_arrays(indices[here], values[here]))
+        here, begin, end = slice(first, last), offsets[first], offsets[last]
+        candidates = offsets[first : last + 1] - begin, heads[here], found[begin:end], exact[begin:end]
+        search.choose_top(*candidates, look.x[here], rows, bias, k, indices[here], values[here])
 
     spread(choose, n)
-    return indices, values
+    return torch.from_numpy(indices), torch.from_numpy(values)
 
 
 def active(x: Tensor, screen: Screen, b: Tensor) -> tuple[Layout, Tensor] | None:
@@ -91,47 +92,48 @@ def active(x: Tensor, screen: Screen, b: Tensor) -> tuple[Layout, Tensor] | None
     if candidates is None:
         return None
     offsets, found = candidates
-    shared, pieces = _arrays(screen.rows, b), {}
+    (tokens, *shared), pieces = _arrays(x, screen.rows, b), {}
 
     def choose(first: int, last: int) -> None:
-        begin, end = int(offsets[first]), int(offsets[last])
-        counts, indices = torch.empty(last - first, dtype=torch.int64), torch.empty(end - begin, dtype=torch.int64)
-        values = torch.empty(end - begin)
-        arrays = _arrays(offsets[first : last + 1] - begin, found[begin:end], x[first:last])
-        size = search.choose_active(*arrays, *shared, *_arrays(counts, indices, values))
+        begin, end = offsets[first], offsets[last]
+        counts, indices = np.empty(last - first, np.int64), np.empty(end - begin, np.int64)
+        values = np.empty(end - begin, np.float32)
+        arrays = offsets[first : last + 1] - begin, found[begin:end], tokens[first:last]
+        size = search.choose_active(*arrays, *shared, counts, indices, values)
         pieces[first] = [counts, indices[:size], values[:size]]
 
     spread(choose, len(x))
-    offsets, indices, values = _joined([pieces[first] for first in sorted(pieces)])
+    joined = _joined([pieces[first] for first in sorted(pieces)])
+    offsets, indices, values = (torch.from_numpy(array) for array in joined)
     if look is not screen:  # 8 bits leave about three times as many candidates as are active
         screen.narrow = len(indices) < WORK_ABOVE / 3 * len(x) * len(screen.rows)
     return Layout(offsets, indices, len(screen.rows)), values
 
 
-def _active_candidates(x: Tensor, screen: Screen, b: Tensor) -> tuple[Tensor, Tensor] | None:
+def _active_candidates(x: Tensor, screen: Screen, b: Tensor) -> tuple[np.ndarray, ...] | None:
     """Return offsets and features of all candidates; None where they're more than pays."""
     look = _Look(x, screen)
     shared = _arrays(screen.unit, screen.norm, screen.error, b)
     share = DENSE_ABOVE if screen.quantised is None else WORK_ABOVE
 
-    def find(here: slice) -> list[Tensor] | None:
+    def find(here: slice) -> list[np.ndarray] | None:
         counts, found, _ = look.room(here)
         limit = max(64, int(share * len(counts) * len(screen.rows)))
-        size = search.active_candidates(*look.products(here), *shared, limit, *_arrays(counts), found)
-        return None if size < 0 else [counts, torch.from_numpy(found[:size].copy())]
+        size = search.active_candidates(*look.products(here), *shared, limit, counts, found)
+        return None if size < 0 else [counts, found[:size].copy()]
 
     tasks = look.tasks(find)
     pieces = run_all(tasks[:1])  # alone: where codes are dense, this is all that is done in vain
     if pieces[0] is not None:
         pieces += run_all(tasks[1:])
     whole = [piece for piece in pieces if piece is not None]
-    return _joined(whole) if len(whole) == len(tasks) else None  # type: ignore[return-value]
+    return _joined(whole) if len(whole) == len(tasks) else None
 
 
-def _joined(pieces: list[list[Tensor]]) -> tuple[Tensor, ...]:
+def _joined(pieces: list[list[np.ndarray]]) -> tuple[np.ndarray, ...]:
     """Return offsets and what else each piece holds, from pieces that begin with the counts of their rows."""
-    counts, *rest = (torch.cat(part) for part in zip(*pieces, strict=True))
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)]), *rest
+    counts, *rest = (np.concatenate(part) for part in zip(*pieces, strict=True))
+    return np.concatenate([[0], counts.cumsum()]), *rest
 
 
 class _Look:
@@ -139,15 +141,17 @@ class _Look:
 
     def __init__(self, x: Tensor, screen: Screen):
         """Round x to 8 bits if the screen is. Raises UserError for NaN or infinite values."""
-        self.x, self.screen = x, screen
+        self.screen = screen
         if screen.quantised is None:
+            self.left = x
             norm = torch.linalg.vector_norm(x, dim=1)
-            self.unit, self.norm, self.error = torch.ones(len(x)), norm, torch.zeros(len(x))
+            unit, error = torch.ones(len(x)), torch.zeros(len(x))
         else:
-            self.rounded = torch.empty(x.shape, dtype=torch.int8)
-            self.unit, self.norm, self.error = quantise(x, 1 / screen.scale, self.rounded)
-            self.norm += self.error
-        require_finite(self.norm)
+            self.left = torch.empty(x.shape, dtype=torch.int8)
+            unit, norm, error = quantise(x, 1 / screen.scale, self.left)
+            norm += error
+        require_finite(norm)
+        self.x, *self.sizes = _arrays(x, unit, norm, error)
 
     def tasks(self, find: Callable[[slice], T]) -> list[Callable[[], T]]:
         """Return `find` bound to each chunk of rows, at least one."""
@@ -155,22 +159,22 @@ class _Look:
         size = max(1, min(CHUNK, -(-n // thread_count()), CHUNK_ENTRIES // len(self.screen.rows)))
         return [partial(find, slice(first, min(first + size, n))) for first in range(0, max(1, n), size)]
 
-    def room(self, here: slice) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        """Return room for the counts, the candidates and their estimates of some rows. Memory is taken when used."""
-        most = (here.stop - here.start + 1) * len(self.screen.rows) + 1
-        counts = torch.empty(here.stop - here.start, dtype=torch.int64)
-        return counts, np.empty(most, np.int64), np.empty(most, np.float32)
+    def room(self, here: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return room for the counts, the candidates and their values of some rows. Memory is taken when used."""
+        rows = here.stop - here.start
+        most = (rows + 1) * len(self.screen.rows) + 1
+        return np.empty(rows, np.int64), np.empty(most, np.int64), np.empty(most, np.float32)
 
     def products(self, here: slice) -> list[np.ndarray]:
         """Return products, unit, norm and error of some rows."""
         rows, d_sae = here.stop - here.start, len(self.screen.rows)
         if self.screen.quantised is None:
             out = _buffer(rows, d_sae, torch.float32)
-            torch.mm(self.x[here], self.screen.rows.t(), out=out)
+            torch.mm(self.left[here], self.screen.rows.t(), out=out)
         else:
             out = _buffer(rows, d_sae, torch.int32)
-            int8_product(self.rounded[here], self.screen.quantised, out)
-        return _arrays(out, self.unit[here], self.norm[here], self.error[here])
+            int8_product(self.left[here], self.screen.quantised, out)
+        return [out.numpy(), *(size[here] for size in self.sizes)]
 
 
 _buffers = threading.local()

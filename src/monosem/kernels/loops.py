@@ -28,6 +28,19 @@ def dot(a, b):
 
 
 @jit
+def two_dots(a, b, c):
+    """Return a . b and a . c: two rows on their way from memory at once take less time than one after the other.
+
+    All values of codes come from here, never from `dot`, so that they don't depend on which rows are together.
+    """
+    first, second = np.float32(0), np.float32(0)
+    for j in range(len(a)):
+        first += a[j] * b[j]
+        second += a[j] * c[j]
+    return first, second
+
+
+@jit
 def quantise_row(row, factor, q):
     """Write row * factor, rounded to -127..127 in units of its maximum / 127, to q; return (unit, norm, error)."""
     d = len(row)
@@ -81,9 +94,10 @@ def pair_products(begins, tokens, order, x, rows, out, first, last):
     begins, tokens, order: the layout by feature. Rows come from memory once, one after another.
     """
     for i in range(first, last):
-        row = rows[i]
-        for e in range(begins[i], begins[i + 1]):
-            out[order[e]] = dot(x[tokens[e]], row)
+        row, end = rows[i], begins[i + 1]
+        for e in range(begins[i], end, 2):
+            f = min(e + 1, end - 1)
+            out[order[e]], out[order[f]] = two_dots(row, x[tokens[e]], x[tokens[f]])
 
 
 @jit

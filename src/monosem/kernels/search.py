@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from monosem.kernels.loops import dot, jit, pair_products, quantise_row, transpose
+from monosem.kernels.loops import jit, pair_products, quantise_row, transpose, two_dots
 
 LOWEST = np.float32(-3e38)
 """Below every activation: stands for minus infinity, which fast-math must not see."""
@@ -134,17 +134,19 @@ def top_candidates(products, x, x_unit, x_norm, x_error, rows, unit, norm, error
     candidate, too. Writes the candidates, row after row, to `found`, how many a row to `counts [m]`, how many of them
     are computed to `heads [m]`, and x . rows_i (without b) of those to `exact`. Returns how many there are.
     """
-    m, d = products.shape
-    estimate, peaks = np.empty(d, np.float32), np.empty(group_count(d), np.float32)
-    keys = np.empty(d + 1, np.float32)
+    m, d_sae = products.shape
+    estimate, peaks = np.empty(d_sae, np.float32), np.empty(group_count(d_sae), np.float32)
+    keys = np.empty(d_sae + 1, np.float32)
     chosen, spread = np.empty(len(peaks) + 1, np.int64), (norm, error, _group_maxima(norm), _group_maxima(error))
     n = 0
     for t in range(m):
         _estimate(products[t], x_unit[t], unit, b, estimate, peaks)
         bar = _bar(peaks, k) if len(peaks) >= k else _bar(estimate, k)
         head = _reaching(estimate, peaks, bar, chosen, found, n)
+        for c in range(n, head, 2):
+            d = min(c + 1, head - 1)
+            exact[c], exact[d] = two_dots(x[t], rows[found[c]], rows[found[d]])
         for c in range(n, head):
-            exact[c] = dot(x[t], rows[found[c]])
             keys[c - n] = exact[c] + b[found[c]]
             estimate[found[c]] = LOWEST
         worst = _bar(keys[: head - n], k)  # k features reach it, exactly
