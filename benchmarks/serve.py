@@ -24,7 +24,8 @@ import numpy as np
 import polars as pl
 
 from monosem.app.study import Study
-from monosem.firings import FiringsWriter
+from monosem.firings import FiringsWriter, codes_header
+from monosem.store import file_hash
 
 SYNTHETIC = "synthetic"
 ROWS_A_TOKEN = 100
@@ -80,7 +81,7 @@ def add_synthetic(source: Path, target: Path, rows: int) -> None:
     for _ in range(50):  # what a token can't hold goes to the other features
         density = np.minimum(density * rows / (density.sum() * tokens), 1.0)
     rng = np.random.default_rng(0)
-    writer = FiringsWriter(target, SYNTHETIC, d_sae, {"sae": SYNTHETIC})
+    writer = FiringsWriter(target, SYNTHETIC, d_sae, codes_header(target, like.name) or {})
     for feature, share in enumerate(density):
         here = np.flatnonzero(rng.random(tokens, dtype=np.float32) < share)
         value = rng.gamma(1.0, 1.0, len(here)).astype(np.float32) + 0.01
@@ -96,7 +97,7 @@ def repeat_text(codes: Path, times: int) -> None:
     again = [once.with_columns(pl.col("doc") + i * documents, pl.col("row") + i * rows) for i in range(times)]
     pl.concat(again).cast(once.schema).write_parquet(path)  # pyright: ignore[reportArgumentType]
     facts = json.loads((codes / "passages.json").read_text(encoding="utf-8"))
-    facts["bytes"][path.name] = path.stat().st_size
+    facts["sha256"][path.name] = file_hash(path)
     (codes / "passages.json").write_text(json.dumps(facts), encoding="utf-8")
 
 

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monosem import firings
-from monosem.firings import Firings, FiringsWriter, codes_header, open_firings
+from monosem.firings import Firings, FiringsWriter, all_or_none, codes_header, open_firings, require_current
+from monosem.store import write_json
 from monosem.types import UserError
 
 HEADER = {"version": 1, "sae": "abc"}
@@ -219,6 +220,9 @@ DAMAGE = {
     "a part is truncated": _truncate,
     "the counts are missing": lambda folder: (folder / "counts.npy").unlink(),
     "the counts are pickled": lambda folder: (folder / "counts.npy").write_bytes(pickle.dumps([2, 0, 3, 1, 0])),
+    "the counts are empty": lambda folder: (folder / "counts.npy").write_bytes(b""),
+    "the counts are a zip": lambda folder: (folder / "counts.npy").write_bytes(b"PK\3\4" + bytes(100)),
+    "the counts are fractions": lambda folder: _counts(folder, np.array([2.0, 0, 3, 1, 0])),
     "the counts hold objects": lambda folder: _counts(folder, np.array([2, 0, 3, 1, None])),
     "the counts are of another run": lambda folder: _counts(folder, np.array([1, 0, 3, 1, 0])),
     "another width": lambda folder: _meta(folder, d_sae=6),
@@ -242,7 +246,7 @@ def test_damage_that_keeps_the_size_is_found_when_read(tmp_path: Path) -> None:
     path = opened.parts[0].path
     data = path.read_bytes()
     path.write_bytes(bytes(len(data)))
-    with pytest.raises(UserError, match=r"damaged .*part-00000.parquet can't be read"):
+    with pytest.raises(UserError, match=r"damaged .*part-00000.parquet is altered"):
         opened.of(1)
     path.write_bytes(data)
     moved = Firings(*({**vars(opened), "starts": opened.starts + 1}).values())
@@ -251,6 +255,61 @@ def test_damage_that_keeps_the_size_is_found_when_read(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(UserError, match="damaged"):
         list(opened.each())
+
+
+def test_other_rows_of_the_same_size_are_found_when_read(tmp_path: Path) -> None:
+    """Also after the part was read once; whoever opened it before."""
+    opened = write(tmp_path, table(SMALL), 5)
+    assert opened.of(3).value.tolist() == [16.0]
+    path = opened.parts[0].path
+    size = path.stat().st_size
+    frame = pl.read_parquet(path).with_columns(pl.col("value") * 2)
+    frame.write_parquet(path, compression="zstd", row_group_size=firings.GROUP_ROWS)
+    assert path.stat().st_size == size
+    for one in (opened, open_firings(tmp_path, "run")):
+        with pytest.raises(UserError, match=r"part-00000.parquet is altered"):
+            one.of(3)
+
+
+def test_codes_of_an_earlier_version_say_what_to_run(tmp_path: Path) -> None:
+    folder = write(tmp_path, table(SMALL), 5).folder
+    meta = json.loads((folder / "meta.json").read_text())
+    del meta["counts"]
+    (folder / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(UserError, match=r"an earlier version wrote them.*monosem measure"):
+        open_firings(tmp_path, "run")
+
+
+def test_codes_must_be_of_the_weights_and_the_text_that_there_are(tmp_path: Path) -> None:
+    writer = FiringsWriter(tmp_path, "run", 3, {"sae": "abc", "tokens": "t1"})
+    writer.finish(10)
+    opened = open_firings(tmp_path, "run")
+    cfg, passages = tmp_path / "saes" / "run" / "cfg.json", tmp_path / "codes" / "passages.json"
+    write_json(cfg, {"monosem": {"weights_sha256": "abc"}})
+    require_current(opened)
+    write_json(passages, {"header": {"tokens": "t1", "version": 9}})
+    require_current(opened)
+    write_json(passages, {"header": {"tokens": "t2"}})
+    with pytest.raises(UserError, match="another text than the held-out one; run `monosem measure"):
+        require_current(opened)
+    write_json(cfg, {"monosem": {"weights_sha256": "abd"}})
+    with pytest.raises(UserError, match="other weights than run has now; run `monosem measure"):
+        require_current(opened)
+
+
+def test_a_disk_that_fills_while_rows_wait_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """numpy says it without the system's error number. Writers beside it are cleared, too, unless they had finished."""
+    done, full, beside = (FiringsWriter(tmp_path, run, 20, HEADER, memory_rows=50) for run in "abc")
+    beside.add(*random_table(200, 20))
+    done.finish(10)
+
+    def save(*_args: object, **_options: object) -> None:
+        raise OSError("120000 requested and 28656 written")
+
+    monkeypatch.setattr(np, "save", save)
+    with pytest.raises(UserError, match="no space left on the device"), all_or_none([done, full, beside]):
+        full.add(*random_table(200, 20))
+    assert [path.name for path in (tmp_path / "codes").iterdir()] == ["a"]
 
 
 def test_an_interrupted_writer_leaves_no_codes_and_no_rubbish(tmp_path: Path) -> None:

@@ -103,7 +103,12 @@ def test_missing_and_damaged_text(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"passages.parquet is truncated"):
         open_passages(tmp_path)
     path.write_bytes(bytes(len(whole)))
-    with pytest.raises(UserError, match="can't be read"):
+    with pytest.raises(UserError, match=r"passages.parquet is truncated or altered"):
+        open_passages(tmp_path)
+    path.write_bytes(whole)
+    facts = tmp_path / "codes" / "passages.json"
+    facts.write_text('{"header": {}, "bytes": {}}')
+    with pytest.raises(UserError, match=r"an earlier version wrote it.*monosem measure"):
         open_passages(tmp_path)
     path.unlink()
     assert passages_header(tmp_path) is None

@@ -78,6 +78,45 @@ def test_half_files_of_a_killed_process_are_swept(tmp_path: Path) -> None:
         assert not half.exists()
 
 
+def test_half_files_of_living_processes_are_kept(tmp_path: Path) -> None:
+    """An export writes into the study folder without its lock."""
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    other = context.Process(target=write_slowly, args=(str(tmp_path / "features.jsonl"), ready, done))
+    other.start()
+    try:
+        assert ready.wait(30)
+        with study_lock(tmp_path):
+            assert len(list(tmp_path.glob(".*.part"))) == 1
+    finally:
+        done.set()
+        other.join()
+    assert (tmp_path / "features.jsonl").read_text() == "whole"
+    dead = tmp_path / f".features.jsonl.{other.pid}.x.part"
+    dead.write_text("half")
+    with study_lock(tmp_path):
+        assert not dead.exists()
+
+
+def write_slowly(path: str, ready: object, done: object) -> None:
+    def write(temporary: Path) -> None:
+        ready.set()  # type: ignore[attr-defined]
+        done.wait(20)  # type: ignore[attr-defined]
+        temporary.write_text("whole")
+
+    write_atomic(Path(path), write)
+
+
+@pytest.mark.parametrize("target", ["file/page.html", "folder", "file/sub/page.html"])
+def test_what_is_in_the_way_of_a_file_is_named(tmp_path: Path, target: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder" / "sub").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"can't be written .*--out"):
+        write_json(tmp_path / target, {})
+    with pytest.raises(UserError, match=r"can't be written .*--out"):
+        write_json(Path("/proc/none") / target, {})
+
+
 def test_a_file_in_the_way_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"can't be written .*--out"), study_lock(tmp_path / "file" / "study"):

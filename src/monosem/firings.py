@@ -4,11 +4,14 @@
 sorted by (feature, doc, pos) over the parts in order, in row groups of at most 65,536 rows with statistics. `doc` and
 `pos` are those of `activations/`; `value` is f_i |w_i| in normalised units. `counts.npy` holds the firings of each
 feature, from which a feature's place in the parts follows, so that only its own row groups are read. `meta.json` is
-written last: without it there are no codes.
+written last, with the SHA-256 of every file: without it there are no codes. The counts are checked when codes are
+opened, a part when it is first read and whenever it has changed since.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -21,10 +24,10 @@ import numpy as np
 import polars as pl
 
 from monosem.sorting import Rows, Sorter
-from monosem.store import read_json, write_atomic, write_bytes, write_json
+from monosem.store import file_hash, read_json, write_atomic, write_bytes, write_json
 from monosem.types import UserError
 
-CODES_VERSION = 1
+CODES_VERSION = 2
 GROUP_ROWS = 65_536  # rows of a Parquet row group: the least that is decoded to read one feature
 READ_ROWS = 2**20  # rows that `each` reads at once
 PANIC = pl.exceptions.PanicException  # what polars raises on some damaged files; it is no Exception
@@ -42,6 +45,10 @@ class _Part(NamedTuple):
     path: Path
     first: int  # row number of its first row over all parts
     rows: int
+    sha256: str
+
+
+_WHOLE: dict[_Part, tuple[int, int]] = {}  # parts that were whole, with the times and sizes that they had then
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +118,11 @@ class Firings:
 
     def _slice(self, part: _Part, offset: int, rows: int) -> pl.DataFrame:
         try:
+            stat = part.path.stat()
+            if _WHOLE.get(part) != (stamp := (stat.st_mtime_ns, stat.st_size)):
+                if file_hash(part.path) != part.sha256:
+                    raise self._damaged(f"{part.path.name} is altered")
+                _WHOLE[part] = stamp
             return pl.scan_parquet(part.path, glob=False).slice(offset, rows).select(*_SCHEMA).collect()
         except (pl.exceptions.PolarsError, OSError, PANIC) as error:
             raise self._damaged(f"{part.path.name} can't be read: {str(error).splitlines()[0]}") from error
@@ -140,7 +152,7 @@ def codes_folder(folder: Path, run: str) -> Path:
 def open_firings(folder: Path, run: str) -> Firings:
     """Open a run's codes; folder: the study folder. Reads meta.json and the counts, no rows.
 
-    Raises UserError when they are missing, not whole or altered.
+    Raises UserError when they are missing, not whole, altered or of an earlier version.
     """
     where = codes_folder(folder, run)
     if not (where / "meta.json").exists():
@@ -149,14 +161,19 @@ def open_firings(folder: Path, run: str) -> Firings:
         )
     meta = read_json(where / "meta.json")
     try:
-        counts = np.load(where / "counts.npy", allow_pickle=False)
+        if "counts" not in meta:
+            raise ValueError("an earlier version wrote them")
+        stored = (where / "counts.npy").read_bytes()
+        if hashlib.sha256(stored).hexdigest() != meta["counts"]:
+            raise ValueError("counts.npy is truncated or altered")
+        counts = np.load(BytesIO(stored), allow_pickle=False)
         parts, first = [], 0
         for name, facts in meta["parts"].items():
             if (where / name).stat().st_size != facts["bytes"]:
                 raise ValueError(f"{name} is truncated or altered")
-            parts.append(_Part(where / name, first, facts["rows"]))
+            parts.append(_Part(where / name, first, facts["rows"], facts["sha256"]))
             first += facts["rows"]
-        if not len(counts) == meta["d_sae"] or not counts.sum() == first == meta["rows"]:
+        if not counts.shape == (meta["d_sae"],) or not counts.sum() == first == meta["rows"]:
             raise ValueError("counts.npy doesn't fit the parts")
         starts = np.concatenate([[0], np.cumsum(counts)])
         sae = meta["header"]["sae"]
@@ -173,6 +190,32 @@ def codes_header(folder: Path, run: str) -> dict[str, Any] | None:
         return read_json(open_firings(folder, run).folder / "meta.json")["header"]
     except UserError:
         return None
+
+
+def require_current(firings: Firings) -> None:
+    """Raise UserError when a run's codes are not of the weights and of the held-out text that the study has now."""
+    folder = firings.folder.parents[1]
+    mend = f"run `monosem measure {folder}`"
+    ours = read_json(folder / "saes" / firings.run / "cfg.json").get("monosem")
+    if isinstance(ours, dict) and ours.get("weights_sha256", firings.sae) != firings.sae:
+        raise UserError(f"{firings.folder}: codes of other weights than {firings.run} has now; {mend}")
+    passages = folder / "codes" / "passages.json"
+    if passages.exists():
+        text, own = (read_json(path).get("header") or {} for path in (passages, firings.folder / "meta.json"))
+        if any(text.get(key, own[key]) != own[key] for key in ("activations", "tokens") if key in own):
+            raise UserError(f"{firings.folder}: codes of another text than the held-out one; {mend}")
+
+
+@contextlib.contextmanager
+def all_or_none(writers: Iterable[FiringsWriter]) -> Iterator[None]:
+    """Remove what the writers have written when an error ends the block before all are finished."""
+    try:
+        yield
+    except BaseException:
+        for writer in writers:
+            if not (writer.folder / "meta.json").exists():
+                shutil.rmtree(writer.folder, ignore_errors=True)
+        raise
 
 
 class FiringsWriter:
@@ -204,16 +247,17 @@ class FiringsWriter:
 
         Raises UserError when the disk is full.
         """
-        parts: dict[str, dict[str, int]] = {}
+        parts: dict[str, dict[str, Any]] = {}
         for rows in self.sorter.ordered():
             name = f"part-{len(parts):05d}.parquet"
-            parts[name] = {"rows": len(rows.place), "bytes": _write_part(self.folder / name, rows)}
+            size = _write_part(self.folder / name, rows)
+            parts[name] = {"rows": len(rows.place), "bytes": size, "sha256": file_hash(self.folder / name)}
             progress(len(rows.place))
         self.sorter.close()
         with BytesIO() as file:
             np.save(file, self.sorter.counts, allow_pickle=False)
-            write_bytes(self.folder / "counts.npy", file.getvalue())
-        facts = {"d_sae": self.d_sae, "tokens": tokens, "rows": self.rows}
+            counts = write_bytes(self.folder / "counts.npy", file.getvalue())
+        facts = {"d_sae": self.d_sae, "tokens": tokens, "rows": self.rows, "counts": counts}
         write_json(self.folder / "meta.json", {"header": self.header, **facts, "parts": parts})
 
 

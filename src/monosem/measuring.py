@@ -13,7 +13,7 @@ import torch
 from monosem.activations import Activations, load_tokens, open_activations
 from monosem.config import Study
 from monosem.evals import RunInfo
-from monosem.firings import CODES_VERSION, GROUP_ROWS, FiringsWriter, codes_header
+from monosem.firings import CODES_VERSION, GROUP_ROWS, FiringsWriter, all_or_none, codes_header
 from monosem.formats.saelens import load_sae
 from monosem.heldout import Sink, Splice, accumulate, document_groups, downstream, scored_positions
 from monosem.model import resolve_device
@@ -80,13 +80,14 @@ def _measure(
     size = file.measure.batch_size
     writers = {i.name: _writer(work, i, shared, len(no_codes)) for i in todo if i.name in no_codes}
     sinks = [_sink(store, writers[i.name]) if i.name in writers else None for i in todo]
-    with work.ticker.bar("measure", store.n, "tokens") as bar:
-        batches = ((x, group[here]) for x, here in store.batches(size))
-        center = store.rows(np.arange(min(store.n, CENTER_ROWS))).double().mean(dim=0)
-        data, sums = accumulate(saes, batches, groups, device, bar.add, center, sinks)
-    with work.ticker.bar("codes", sum(writer.rows for writer in writers.values()), "firings") as bar:
-        for writer in writers.values():
-            writer.finish(store.n, bar.add)
+    with all_or_none(writers.values()):
+        with work.ticker.bar("measure", store.n, "tokens") as bar:
+            batches = ((x, group[here]) for x, here in store.batches(size))
+            center = store.rows(np.arange(min(store.n, CENTER_ROWS))).double().mean(dim=0)
+            data, sums = accumulate(saes, batches, groups, device, bar.add, center, sinks)
+        with work.ticker.bar("codes", sum(writer.rows for writer in writers.values()), "firings") as bar:
+            for writer in writers.values():
+                writer.finish(store.n, bar.add)
     measured = [number for number, info in enumerate(todo) if info.name in no_sums]
     if not measured:
         return

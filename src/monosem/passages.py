@@ -2,7 +2,7 @@
 
 `codes/passages.parquet` has one row for each held-out position that belongs to a document, sorted by (doc, pos): `doc`,
 `pos`, `token`, `row` (the packed row that the model saw) int32, and `measured` bool, whether codes were computed there.
-`codes/vocabulary.json` lists the text of each token id. `codes/passages.json` is written last.
+`codes/vocabulary.json` lists the text of each token id. `codes/passages.json`, written last, holds the SHA-256 of both.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from monosem.store import read_json, write_atomic, write_json
+from monosem.store import file_hash, read_json, write_atomic, write_json
 from monosem.types import UserError
 
-PASSAGES_VERSION = 1
+PASSAGES_VERSION = 2
 _SCHEMA = {"doc": pl.Int32, "pos": pl.Int32, "token": pl.Int32, "row": pl.Int32, "measured": pl.Boolean}
 
 
@@ -97,21 +97,23 @@ class Passages:
 def passages_header(folder: Path) -> dict[str, Any] | None:
     """Return the header of a study's passages, None when there are no whole ones."""
     try:
-        return _facts(folder)["header"]
+        return _header(folder)
     except UserError:
         return None
 
 
-def _facts(folder: Path) -> dict[str, Any]:
+def _header(folder: Path) -> dict[str, Any]:
     where = folder / "codes"
     if not (where / "passages.json").exists():
         raise UserError(f"{where}: no held-out text; run `monosem measure {folder}` first, with measure.codes = true")
     facts = read_json(where / "passages.json")
     try:
-        for name, size in facts["bytes"].items():
-            if (where / name).stat().st_size != size:
+        if "sha256" not in facts:
+            raise ValueError("an earlier version wrote it")
+        for name, digest in facts["sha256"].items():
+            if file_hash(where / name) != digest:
                 raise ValueError(f"{name} is truncated or altered")
-        return {"header": facts["header"], "bytes": facts["bytes"]}
+        return facts["header"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{where / 'passages.json'}: the held-out text is not whole ({error}); delete this file and run "
@@ -121,7 +123,7 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 def open_passages(folder: Path) -> Passages:
     """Read the held-out text; folder: the study folder. Raises UserError when it is missing, not whole or altered."""
-    _facts(folder)
+    _header(folder)
     path = folder / "codes" / "passages.parquet"
     try:
         frame = pl.read_parquet(path, glob=False).select(*_SCHEMA)
@@ -163,8 +165,8 @@ def write_passages(
     frame = pl.DataFrame(columns, schema=_SCHEMA).sort("doc", "pos")
     write_atomic(where / "passages.parquet", lambda file: frame.write_parquet(file, compression="zstd"))
     write_json(where / "vocabulary.json", vocabulary)
-    sizes = {name: (where / name).stat().st_size for name in ("passages.parquet", "vocabulary.json")}
-    write_json(where / "passages.json", {"header": header, "bytes": sizes})
+    digests = {name: file_hash(where / name) for name in ("passages.parquet", "vocabulary.json")}
+    write_json(where / "passages.json", {"header": header, "sha256": digests})
 
 
 def token_texts(tokenizer: Any) -> list[str]:

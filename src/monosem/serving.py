@@ -56,7 +56,7 @@ def _bind(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(found[4])
         listening.listen()  # who comes before the app is ready waits
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         raise UserError(f"{host}:{port} can't be used ({error}); choose another with --host or --port") from error
     return listening
 
@@ -80,15 +80,19 @@ def make_search(folder: Path, load: Callable[[], Model] | None = None) -> Search
         return loaded, m.site, m.context
 
     @lru_cache(maxsize=KEPT_SAES)
-    def sae(run: str) -> Sae:
+    def sae(run: str, _changed: int) -> Sae:
         from monosem.formats.saelens import load_sae
 
         return load_sae(folder / "saes" / run).to(model()[0].device)
 
+    def changed(run: str) -> int:
+        written = folder / "saes" / run / "cfg.json"  # after the weights
+        return written.stat().st_mtime_ns if written.exists() else 0
+
     def search(run: str, text: str) -> list[tuple[str, list[tuple[int, float]]]]:
         with lock:
             language_model, site, context = model()
-            return features_of(language_model, site, sae(run), text, context)
+            return features_of(language_model, site, sae(run, changed(run)), text, context)
 
     return search
 

@@ -30,7 +30,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.{os.getpid()}.", suffix=".part", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         write(temporary)
@@ -45,10 +45,8 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
                 f"{path}: no space left on the device; free some space (or choose another --out folder) and run the "
                 "same command again, finished work is kept"
             ) from error
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
-            raise UserError(
-                f"{path.parent}: can't be written ({error.strerror}); choose another folder with --out"
-            ) from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(f"{path}: can't be written ({error.strerror}); choose another folder with --out") from error
         raise
     finally:
         if temporary is not None:
@@ -66,8 +64,9 @@ def _sync_folder(folder: Path) -> None:
 def _is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    # safetensors and polars raise their own types, with the operating system's words inside
-    return "No space left on device" in str(error) or "os error 28" in str(error)
+    # safetensors and polars raise their own types, with the operating system's words inside; numpy only says
+    # "120000 requested and 28656 written"
+    return any(words in str(error) for words in ("No space left on device", "os error 28", " requested and "))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -114,7 +113,7 @@ def study_lock(folder: Path) -> Iterator[None]:
     """Hold the study folder for this process.
 
     Raises UserError when another process holds it, or when the folder can't be written. The lock is the operating
-    system's and vanishes with its process, also after kill -9; half files that such a process left are removed.
+    system's and vanishes with its process, also after kill -9; half files that dead processes left are removed.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,8 +128,23 @@ def study_lock(folder: Path) -> Iterator[None]:
             raise UserError(f"{folder}: no space left on the device; free some space first") from error
         raise UserError(f"{folder}: can't be written ({error.strerror}); choose another folder with --out") from error
     try:
-        for half in folder.rglob(".*.part"):  # what a killed process was writing; nobody else writes here now
-            half.unlink(missing_ok=True)
+        for half in folder.rglob(".*.part"):
+            if not _is_being_written(half):
+                half.unlink(missing_ok=True)
         yield
     finally:
         lock.release()
+
+
+def _is_being_written(half: Path) -> bool:
+    """Return whether the process that a half file names is alive; an export writes here without the lock."""
+    process = half.name.split(".")[-3]
+    if not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError, ValueError):
+        return False
+    return True

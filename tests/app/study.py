@@ -19,6 +19,7 @@ D_IN, D_SAE, DOCUMENTS, LENGTH = 16, 60, 40, 24
 DEAD, DENSE = 7, 3
 VOCABULARY = [f" word{i}" for i in range(40)] + ["<script>alert(1)</script>", "\n", "\u202e", " caf\u00e9"]
 ATTACK = 40
+EXPLAINED_ATTACK = "<script>alert(2)</script> a date"
 
 
 def make_study(folder: Path, runs: tuple[str, ...] = ("topk-k4", "gated-l1_2")) -> Path:
@@ -80,11 +81,24 @@ def _write_run(folder: Path, run: str, rng: np.random.Generator, token, doc, pos
         "bottom_tokens": ids[:, ::-1].tolist(),
         "bottom_logits": [np.linspace(-2, -1, 10).tolist()] * D_SAE,
     }
-    tables = {"density": pl.DataFrame(density), "scored": pl.DataFrame(scores), "logits": pl.DataFrame(logits | lists)}
+    told = {
+        "feature": [1, 9, DENSE, 11],
+        "explanation": [f"Names of months, {run}", EXPLAINED_ATTACK, None, "months and the names of days"],
+        "pearson": [0.5, 0.25, None, 0.75],
+        "detection": [0.875, None, 0.5, float("nan")],
+    }
+    tables = {
+        "density": pl.DataFrame(density),
+        "scored": pl.DataFrame(scores),
+        "logits": pl.DataFrame(logits | lists),
+        "autointerp": pl.DataFrame(told),
+    }
     for name, table in tables.items():
         path = folder / "results" / run / name / "rows.parquet"
         path.parent.mkdir(parents=True)
         table.write_parquet(path)
+    header = {"settings": {"explainer": "tiny@http://127.0.0.1:8080/v1"}}
+    write_json(folder / "results" / run / "autointerp" / "result.json", {"header": header})
 
 
 def client(folder: Path, search: Search | None = None, host: str = "127.0.0.1") -> TestClient:

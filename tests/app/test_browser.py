@@ -142,18 +142,18 @@ def test_headings_sort_on_the_server_and_the_address_remembers(visit: Any, addre
     page.locator("#sort-peak").click()
     page.wait_for_url("**sort=peak**")
     page.wait_for_load_state("networkidle")
-    assert numbers(page, 6) == sorted(numbers(page, 6), reverse=True)
+    assert numbers(page, 7) == sorted(numbers(page, 7), reverse=True)
     assert page.locator("th[aria-sort=descending]").inner_text() == "Max"
     page.locator("#sort-peak").press("Enter")
     page.wait_for_url("**order=asc**")
     page.wait_for_load_state("networkidle")
-    assert numbers(page, 6) == sorted(numbers(page, 6))
+    assert numbers(page, 7) == sorted(numbers(page, 7))
     page.go_back()
     page.wait_for_selector("th[aria-sort=descending]")
     page.wait_for_load_state("networkidle")
-    assert numbers(page, 6) == sorted(numbers(page, 6), reverse=True)
+    assert numbers(page, 7) == sorted(numbers(page, 7), reverse=True)
     page.reload()
-    assert numbers(page, 6) == sorted(numbers(page, 6), reverse=True)
+    assert numbers(page, 7) == sorted(numbers(page, 7), reverse=True)
     assert seen.complaints == []
 
 
@@ -240,7 +240,7 @@ def test_without_scripts_sorting_filtering_and_documents_still_work(browser: Bro
     page = context.new_page()
     page.goto(f"{address}/run/topk-k4")
     page.locator("#sort-peak").click()
-    assert numbers(page, 6) == sorted(numbers(page, 6), reverse=True)
+    assert numbers(page, 7) == sorted(numbers(page, 7), reverse=True)
     page.locator("[name='max.feature']").fill("2")
     page.locator(".apply").click()
     assert sorted(page.locator("tbody .row-link").all_inner_texts()) == ["0", "1", "2"]
@@ -265,3 +265,23 @@ def test_exported_pages_open_from_disk(visit: Any, folder: Path, tmp_path: Path)
     assert page.locator(".near").is_visible()
     assert seen.complaints == []
     assert all(url.startswith(("file:", "data:")) for url in seen.requests)
+
+
+def test_words_of_explanations_filter_the_table_and_are_found(visit: Any, address: str) -> None:
+    seen = visit()
+    page = seen.open(f"{address}/run/topk-k4")
+    page.locator("[name='has.autointerp.explanation']").fill("names months")
+    page.locator("[name='has.autointerp.explanation']").press("Enter")
+    page.wait_for_url("**has.autointerp.explanation=names**")
+    page.wait_for_load_state("networkidle")
+    assert page.locator("tbody .row-link").all_inner_texts() == ["1", "11"]
+    assert page.locator("[name='has.autointerp.explanation']").input_value() == "names months"
+    page.goto(f"{address}/search")
+    page.locator("#about").fill("date")
+    page.locator("#about").press("Enter")
+    page.wait_for_url("**about=date**")
+    assert page.locator("td.explained").all_inner_texts() == ["<script>alert(2)</script> a date"] * 2
+    page.locator("tbody .row-link").first.click()
+    page.wait_for_url("**/feature/9")
+    assert page.locator(".explanation").inner_text().startswith("<script>alert(2)</script> a date")
+    assert seen.complaints == []

@@ -18,7 +18,7 @@ from .study import D_SAE, DEAD, DENSE
 KEYS = {
     "modelId", "layer", "index", "sourceSetName", "hookName", "maxActApprox", "frac_nonzero", "pos_str", "pos_values",
     "neg_str", "neg_values", "freq_hist_data_bar_heights", "freq_hist_data_bar_values", "logits_hist_data_bar_heights",
-    "logits_hist_data_bar_values", "activations",
+    "logits_hist_data_bar_values", "explanations", "activations",
 }  # fmt: skip
 
 
@@ -44,6 +44,8 @@ def test_pages_have_what_the_browser_shows_with_neighbours_inside(folder: Path, 
     assert "gated-l1_2" in text  # without a page, so without a link
     assert "../gated-l1_2" not in text
     assert "Strongest contexts" in text
+    assert "&lt;script&gt;alert(2)&lt;/script&gt; a date" in text
+    assert "Names of months" in (tmp_path / "topk-k4" / "index.html").read_text(encoding="utf-8")
     assert "never fires" in (tmp_path / "topk-k4" / f"{DEAD}.html").read_text(encoding="utf-8")
     assert not (tmp_path / "gated-l1_2").exists()
 
@@ -66,6 +68,18 @@ def test_neuronpedia_lines_hold_every_field(folder: Path, tmp_path: Path) -> Non
         assert text["values"][text["maxValueTokenIndex"]] == text["maxValue"] == max(text["values"])
         assert text["binMin"] * 0.999 <= text["values"][text["qualifyingTokenIndex"]] or text["binContains"] == -1
         assert text["values"][text["qualifyingTokenIndex"]] <= text["binMax"] * 1.001
+    assert features[1]["explanations"] == [
+        {
+            "description": "Names of months, topk-k4",
+            "typeName": "autointerp",
+            "explanationModelName": "tiny@http://127.0.0.1:8080/v1",
+            "scores": [
+                {"explanationScoreTypeName": "pearson", "value": 0.5},
+                {"explanationScoreTypeName": "detection", "value": 0.875},
+            ],
+        }
+    ]
+    assert one["explanations"] == features[2]["explanations"] == []
     assert features[DEAD]["activations"] == []
     assert features[DEAD]["maxActApprox"] == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -11,10 +12,12 @@ import polars as pl
 import pytest
 
 from monosem.app.drawing import BINS, histogram, histogram_svg
+from monosem.app.feature import words_of
 from monosem.app.neighbours import decoder_rows, nearest
 from monosem.app.study import Study
 from monosem.app.table import Query, features_table
-from monosem.app.tokens import level, token_html, visible
+from monosem.app.tokens import level, strongest_tokens, token_html, visible
+from monosem.firings import Fires, Firings
 from monosem.types import UserError
 
 from .study import D_SAE, DEAD, DENSE, client
@@ -131,6 +134,37 @@ def test_tokens_are_shaded_by_their_share_of_the_largest(folder: Path) -> None:
     assert token_html(" a&b", 1.0, 2.0, True) == '<span class="a10 here" data-tip="1"> a&amp;b</span>'
     assert token_html("x", 0.0, 2.0) == "<span>x</span>"
     assert visible("a\n\x00\ufffd\u200b日") == "a↵·\ufffd·日"
+
+
+@pytest.mark.parametrize("firings", [1, 3, 19, 900])
+def test_words_are_those_of_the_strongest_firings(folder: Path, monkeypatch: pytest.MonkeyPatch, firings: int) -> None:
+    passages = Study(folder).passages()
+    doc, pos = (column[:firings] for column in passages.measured_positions())
+    value = np.random.default_rng(firings).integers(1, 60, len(doc)).astype(np.float32)
+    expected: dict[str, None] = {}
+    for i in np.argsort(-value, kind="stable")[:20]:
+        expected[visible(passages.window(int(doc[i]), int(pos[i]), 0, 0).text[0])] = None
+    for stretches in (4096, 100, 20):
+        monkeypatch.setattr("monosem.app.tokens.STRETCHES", stretches)
+        assert strongest_tokens(Fires(doc, pos, value), passages) == list(expected)[:4]
+    assert strongest_tokens(Fires(doc[:0], pos[:0], value[:0]), passages) == []
+
+
+def test_words_of_a_feature_are_read_once_until_its_codes_change(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    study = Study(copy)
+    read: list[int] = []
+    of = Firings.of
+    monkeypatch.setattr(Firings, "of", lambda self, feature: (read.append(feature), of(self, feature))[1])
+    assert words_of(study, "topk-k4", 1) == words_of(study, "topk-k4", 1) == [" word1"]
+    assert words_of(study, "topk-k4", DEAD) == []
+    assert read == [1, DEAD]
+    os.utime(copy / "codes" / "topk-k4" / "meta.json", ns=(1, 1))
+    assert words_of(study, "topk-k4", 1) == [" word1"]
+    assert read == [1, DEAD, 1]
 
 
 def test_a_dead_feature_says_so_and_keeps_its_logits(folder: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from monosem.rating.analysis import analyse
 from monosem.rating.draw import draw
-from monosem.rating.store import Files, latest, read_records
+from monosem.rating.store import Files, freeze, latest, read_records
 from monosem.report.screenshot import chromium
 from monosem.types import UserError
 
@@ -235,6 +235,45 @@ def test_keys_take_back_note_leave_out_and_go_back(browser: Browser, server: Ser
     assert page.locator("#count").inner_text() == "Practice 3 of 5"
 
 
+def test_a_rating_that_is_refused_is_kept_and_its_item_comes_again(browser: Browser, server: Server) -> None:
+    packet = packet_of(server.folder)
+    total = len(packet["training"]) + len(packet["items"])
+    ann = Rater(browser, server, "ann")
+    page, refused = ann.page, ann.item
+    page.evaluate("document.getElementById('note').value = 'half \\ud83d'")
+    ann.arrive(ann.enter())  # on to the next one
+    assert "Not stored: `note` has half a character in it" in page.locator("#notice").inner_text()
+    assert stored(server) == {}
+    ann.rate(1)
+    assert not page.locator("#notice").is_visible()
+    page.reload()
+    ann.arrive("")
+    assert "Not stored: `note`" in page.locator("#notice").inner_text()  # sent again, refused again
+    assert ann.item not in ann.sent
+    ann.rate(total - 2)
+    assert ann.item == refused
+    assert page.locator("#note").input_value().startswith("half ")
+    assert page.locator("#consistency input:checked").input_value() == str(ann.sent[refused][0])
+    page.locator("#note").fill("whole")
+    page.locator("#note").press("Escape")
+    ann.press("Enter")
+    ann.arrive(refused)
+    assert ann.item == "end"
+    assert stored(server)["ann", refused] == ann.sent[refused]
+    assert len(stored(server)) == total
+    assert page.evaluate("Object.keys(localStorage)") == ["last-rater"]
+
+
+def test_nothing_goes_on_once_the_ratings_are_frozen(browser: Browser, server: Server) -> None:
+    ann = Rater(browser, server, "ann")
+    ann.rate(6)  # five of them practice
+    freeze(Files(server.folder))
+    item = ann.enter()
+    ann.page.wait_for_function("() => document.getElementById('notice').textContent.includes('The ratings are frozen')")
+    assert ann.item == item
+    assert ann.page.locator("#consistency input:checked").input_value() == str(ann.sent[item][0])
+
+
 @pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["wide", "narrow"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_fits_and_shows_text_as_text(browser: Browser, server: Server, viewport: Any, scheme: str) -> None:
@@ -246,7 +285,8 @@ def test_the_page_fits_and_shows_text_as_text(browser: Browser, server: Server, 
     ann.rate(1)
     assert ann.page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
     assert ann.page.locator(".group").count() == 8
-    assert ann.page.locator(".group li").count() == 20 + 7 * 5
+    shown = packet_of(server.folder)["items"][0]["groups"]
+    assert ann.page.locator(".group li").count() == sum(map(len, shown))
     for item in ("#consistency", "#complexity", "#submit"):
         box = ann.page.locator(item).bounding_box()
         assert box

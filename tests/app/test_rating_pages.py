@@ -68,6 +68,59 @@ def test_a_rating_is_stored_with_every_field_and_comes_back(client: TestClient, 
     assert len(read_records(Files(study).ratings)[0]) == 1
 
 
+def test_a_submission_with_other_content_is_refused(client: TestClient, study: Path) -> None:
+    assert client.post("/rate/submit", json=payload(client, 6)).status_code == 200
+    answered = client.post("/rate/submit", json=payload(client, 6, complexity=5))
+    assert answered.status_code == 409
+    assert "submit it anew" in answered.json()["reason"]
+    assert [r["complexity"] for r in read_records(Files(study).ratings)[0]] == [2]
+
+
+def test_a_name_is_the_same_however_it_is_typed(client: TestClient, study: Path) -> None:
+    assert client.post("/rate/submit", json=payload(client, 6, rater="Rene\u0301")).status_code == 200
+    for name in ("Ren\u00e9", "Rene\u0301"):
+        assert len(client.get("/rate/session", params={"rater": name}).json()["answers"]) == 1
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"study_id": "x", "training": [], "items": []}'])
+def test_damaged_files_are_answered_cleanly(client: TestClient, tmp_path: Path, content: str) -> None:
+    files = Files(tmp_path)
+    files.folder.mkdir()
+    files.packet.write_text(content)
+    mine = TestClient(Starlette(routes=[Mount("/rate", routes=rating_routes(tmp_path))]), raise_server_exceptions=False)
+    assert "Nothing to rate yet" in mine.get("/rate/").text
+    for path in ("/rate/session?rater=a", "/rate/item/0"):
+        assert mine.get(path).status_code == 404
+    assert mine.post("/rate/submit", json=payload(client, 6)).status_code == 404
+
+
+def test_damaged_lines_don_t_stop_the_raters(client: TestClient, study: Path) -> None:
+    assert client.post("/rate/submit", json=payload(client, 6)).status_code == 200
+    with open(Files(study).ratings, "a") as file:
+        file.write('{"event": "rating", "submission": "s", "rater_id": ["Ann"], "item_id": "x"}\n{}\n')
+    assert len(client.get("/rate/session", params={"rater": "Ann"}).json()["answers"]) == 1
+    assert client.post("/rate/submit", json=payload(client, 7)).status_code == 200
+
+
+def test_a_rating_of_items_that_are_drawn_anew_meanwhile_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_study(tmp_path / "other")
+    mine = TestClient(Starlette(routes=[Mount("/rate", routes=rating_routes(folder))]), raise_server_exceptions=False)
+    draw(folder, features=5)
+    sent = payload(mine, 6)
+    real = Files.locked
+
+    def late(files: Files) -> Any:
+        monkeypatch.setattr(Files, "locked", real)
+        draw(folder, features=5, force=True)
+        return real(files)
+
+    monkeypatch.setattr(Files, "locked", late)
+    assert mine.post("/rate/submit", json=sent).status_code == 409
+    assert not Files(folder).ratings.exists()
+
+
 def test_cannot_tell_has_no_scores_and_back_is_logged(client: TestClient, study: Path) -> None:
     index = next(i for i in range(5, 25) if not client.get(f"/rate/item/{i}").json()["guess"])
     sent = payload(client, index, cannot_tell=True, consistency=None, complexity=None)
@@ -95,12 +148,16 @@ def test_cannot_tell_has_no_scores_and_back_is_logged(client: TestClient, study:
         ({"rater_id": "a" * 61}, 400, "`rater_id` must be text of at most 60"),
         ({"note": "n" * 2001}, 400, "`note` must be text of at most 2000"),
         ({"submission": 5}, 400, "`submission` must be text"),
+        ({"submission": "\ud800"}, 400, "`submission` has half a character"),
+        ({"note": "a \udc00"}, 400, "`note` has half a character in it"),
+        ({"t_submit": "\ud800"}, 400, "`t_submit` has half a character"),
     ],
 )
 def test_what_is_wrong_is_refused_in_words(
     client: TestClient, study: Path, wrong: dict[str, Any], status: int, reason: str
 ) -> None:
-    answered = client.post("/rate/submit", json={**payload(client, 6), **wrong})
+    sent = json.dumps({**payload(client, 6), **wrong})
+    answered = client.post("/rate/submit", content=sent, headers={"content-type": "application/json"})
     assert answered.status_code == status
     assert reason in answered.json()["reason"]
     assert not Files(study).ratings.exists()
@@ -124,6 +181,7 @@ def test_other_bodies_are_refused(client: TestClient) -> None:
     headers = {"content-type": "application/json"}
     assert client.post("/rate/submit", content=b"{", headers=headers).status_code == 400
     assert client.post("/rate/submit", content=b"[1]", headers=headers).status_code == 400
+    assert client.post("/rate/submit", content=b"[" * 60_000, headers=headers).status_code == 400
     assert client.post("/rate/submit", content=b" " * 70_000, headers=headers).status_code == 413
     assert client.get("/rate/submit").status_code == 405
 
@@ -144,7 +202,7 @@ def test_a_full_disk_is_said_and_may_be_tried_again(
     def full(*_: Any) -> bool:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("monosem.app.rating.append", full)
+    monkeypatch.setattr("monosem.app.rating.add", full)
     answered = client.post("/rate/submit", json=payload(client, 6))
     assert answered.status_code == 503
     assert "No space left" in answered.json()["reason"]

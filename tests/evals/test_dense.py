@@ -453,6 +453,16 @@ def judged(name: str, l0: float, verdicts: list[str], causes: list[str | None]) 
     return Judged(RunInfo(name, "topk", {"k": l0}, 0, 4, "0", Path()), Result(found, rows))
 
 
+def test_an_effect_without_an_interval_is_shown_alone() -> None:
+    """One spliced row has no standard error."""
+    one = judged("a", 10, ["unexplained by screens"] * 2, [None] * 2)
+    ends = {"delta_ce_low": [None, 0.1], "delta_ce_high": [None, 0.3]}
+    rows = one.result.rows.with_columns(*(pl.Series(name, values, pl.Float64) for name, values in ends.items()))
+    rows = rows.with_columns(pl.lit(0.2).alias(c) for c in ("delta_ce", "ce_impact_ratio", "delta_ce_estimate"))
+    cells = dense_charts([Judged(one.info, Result(one.result.scalars, rows))])[-1].cells
+    assert [row[-3] for row in cells] == ["0.2", "0.2 [0.1, 0.3]"]
+
+
 def test_the_answer_says_no_more_than_the_numbers() -> None:
     none, left = "explained by norm", "unexplained by screens"
     few = judged("a", 10, [none] * 30, ["norm"] * 30)

@@ -11,7 +11,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from monosem.firings import FiringsWriter
 from monosem.rating.analysis import analyse, feature_scores, unblind
+from monosem.rating.comparison import EQUAL
 from monosem.rating.draw import draw
 from monosem.rating.store import Files, append, latest, read_records
 from monosem.report.inputs import parse_chart
@@ -159,9 +161,45 @@ def test_the_last_rating_counts_in_the_analysis(study: Path) -> None:
 
 def test_ratings_of_earlier_weights_are_not_handed_on(study: Path) -> None:
     rate_all(study, ("ann",), score)
-    key = key_of(study)
-    key["runs"]["topk-k7731"]["sae"] = "earlier"
-    Files(study).key.write_text(json.dumps(key))
+    writer = FiringsWriter(study, "topk-k7731", 9, {"sae": "trained anew"})
+    writer.add(np.array([1]), np.array([0]), np.array([0]), np.ones(1))
+    writer.finish(9)
     assert any("topk-k7731: trained anew since the draw" in line for line in analyse(study, draws=100))
     assert not (study / "results" / "topk-k7731").exists()
     assert (study / "results" / "gated-l1_7732" / "rating" / "rows.parquet").exists()
+
+
+def test_runs_swapped_in_the_key_are_noticed(study: Path) -> None:
+    rate_all(study, ("ann",), score)
+    key = key_of(study)
+    for item in key["items"].values():
+        item["run"] = {"topk-k7731": "gated-l1_7732", "gated-l1_7732": "topk-k7731"}.get(item["run"], item["run"])
+    whole = Files(study).key.read_text()
+    Files(study).key.write_text(json.dumps(key))
+    with pytest.raises(UserError, match=r"key.json: was changed since the draw"):
+        analyse(study, draws=100)
+    Files(study).key.write_text(whole)
+    analyse(study, draws=100)
+    Files(study).key.write_text(json.dumps(key))
+    with pytest.raises(UserError, match=r"key.json: was changed after it was frozen"):
+        analyse(study, draws=100)
+
+
+def test_lines_that_do_not_count_are_told(study: Path) -> None:
+    rate_all(study, ("ann",), score)
+    with open(Files(study).ratings, "a") as file:
+        file.write('{"event": "rating"}\n')
+    assert any("1 lines are cut short or damaged" in line for line in analyse(study, draws=100))
+
+
+def test_what_cannot_be_known_of_equal_scores_is_said_so(study: Path) -> None:
+    rate_all(study, ("ann",), lambda *_: {"consistency": 4, "complexity": 4})
+    told = analyse(study, draws=100)
+    assert any(
+        "no difference between runs was found; how large one would have been found can't be said" in line
+        for line in told
+    )
+    analysis, charts = read(study)
+    facts = analysis["axes"]["consistency"]["runs"]["topk-k7731"]
+    assert (facts["low"], facts["high"], facts["reasons"]) == (None, None, {"interval": EQUAL})
+    assert [parse_chart(chart) for chart in charts]

@@ -34,10 +34,13 @@ def test_the_commands_say_what_they_did(
     assert cli(monkeypatch, "rate", "draw", study) == 2
     assert "already drawn" in capsys.readouterr().err
     rate_all(study, ("ann",), lambda *_: {"consistency": 4})
-    assert cli(monkeypatch, "rate", "freeze", study) == 0
+    assert cli(monkeypatch, "rate", "freeze", study / "study.toml") == 0
     assert "11 ratings by ann are frozen" in capsys.readouterr().out
     assert cli(monkeypatch, "rate", "analyse", study, "--axis", "consistency") == 0
-    assert "Consistency: topk-k7731 has a mean of 4.00 [4.00, 4.00]." in capsys.readouterr().out
+    assert (
+        "Consistency: topk-k7731 has a mean of 4.00 (no interval: all scores of a stratum are equal)."
+        in capsys.readouterr().out
+    )
     assert cli(monkeypatch, "rate", "analyse", study, "--axis", "beauty") == 2
     assert "unknown; known are consistency, complexity" in capsys.readouterr().err
 
@@ -48,6 +51,21 @@ def test_only_a_study_folder_is_taken(
     for target, message in (("quickstart", "a study folder is wanted here"), (tmp_path, "not a study folder")):
         assert cli(monkeypatch, "rate", "draw", target) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_gets_advice_that_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    study = make_study(tmp_path / "study")
+    (study / "study.toml").touch()
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    assert cli(monkeypatch, "rate", "draw", study) == 2
+    said = capsys.readouterr().err
+    assert "can't be written (Read-only file system); make it writable" in said
+    assert "--out" not in said
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ from monosem.firings import open_firings
 from monosem.rating.draw import draw
 from monosem.rating.packet import GROUPS, lay_out, view_of
 from monosem.rating.sampling import Population, draw_samples, survey
-from monosem.rating.store import Files, append
+from monosem.rating.shapes import read_key
+from monosem.rating.store import Files, append, freeze
 from monosem.types import UserError
 
 from .study import FIRST, RUNS, key_of, make_study, packet_of, rating, revealed
@@ -143,21 +144,27 @@ def test_the_sample_follows_the_seed_and_ids_and_order_do_not(study: Path) -> No
 
 
 def test_the_packet_shows_the_view_in_one_layout(study: Path) -> None:
-    packet, key, _ = drawn_anew(study)
+    packet, key, told = drawn_anew(study)
     assert packet["groups"] == list(GROUPS)
     assert key["left_out"] == []
-    for item in [*packet["training"], *packet["items"]]:
-        assert [len(group) for group in item["groups"]] == [20, *[5] * 7]
-        assert all(any(slot for slot in group) for group in item["groups"])
-        for slot in (slot for group in item["groups"] for slot in group if slot):
+    every = [*packet["training"], *packet["items"]]
+    sizes = [len(group) for group in every[0]["groups"]]
+    assert sizes[0] == 20
+    assert all(1 <= size <= 5 for size in sizes[1:])
+    assert any(
+        line.startswith(f"shown of each item, as many as every one has: {sizes[0]}, {sizes[1]}") for line in told
+    )
+    for item in every:
+        assert [len(group) for group in item["groups"]] == sizes
+        for slot in (slot for group in item["groups"] for slot in group):
             assert len(slot["tokens"]) == len(slot["shades"]) <= 9
             assert 0 <= min(slot["shades"]) <= max(slot["shades"]) <= 10
             assert slot["shades"][slot["at"]] > 0
-        top = [slot["shades"][slot["at"]] for slot in item["groups"][0] if slot]
+        top = [slot["shades"][slot["at"]] for slot in item["groups"][0]]
         assert top == sorted(top, reverse=True)
         assert top[0] == 10
         for i, group in enumerate(item["groups"][1:]):
-            middle = [slot["shades"][slot["at"]] for slot in group if slot]
+            middle = [slot["shades"][slot["at"]] for slot in group]
             assert all(round(10 * (1 - (i + 1) / 12)) - 1 <= m <= round(10 * (1 - i / 12)) for m in middle)
 
 
@@ -165,20 +172,19 @@ def test_intervals_that_an_item_lacks_are_dropped_for_all(study: Path) -> None:
     packet, key, told = drawn_anew(study, features=25, empty="drop")
     assert key["left_out"]
     assert packet["groups"] == [name for name in GROUPS if name not in key["left_out"]]
-    assert {len(item["groups"]) for item in packet["items"]} == {len(packet["groups"])}
+    layouts = {tuple(map(len, item["groups"])) for item in [*packet["training"], *packet["items"]]}
+    assert len(layouts) == 1
+    assert len(layouts.pop()) == len(packet["groups"])
     assert any("not shown" in line and "Interval" in line for line in told)
 
 
 def test_a_layout_by_hand() -> None:
-    full, half = [{"at": 0}, {"at": 0}], [{"at": 0}, None]
-    views = [[full, *[half] * 7], [half, [None, None], *[half] * 6]]
-    names, laid, left_out = lay_out(views, drop=True)  # type: ignore[arg-type]
+    weak, strong = (0.5, {"at": 1}), (2.0, {"at": 2})
+    views = [[[weak, strong], *[[weak, strong, weak]] * 7], [[strong], [], *[[weak, strong]] * 6]]
+    names, laid, left_out = lay_out(views)
     assert left_out == ["Interval 0"]
     assert names == [GROUPS[0], *GROUPS[2:]]
-    assert laid[1] == [half, *[[{"at": 0}]] * 6]
-    names, laid, left_out = lay_out(views, drop=False)  # type: ignore[arg-type]
-    assert (names, left_out) == (list(GROUPS), [])
-    assert laid[1][1] == [None]
+    assert laid == [[[{"at": 1}], *[[{"at": 2}, {"at": 1}]] * 6], [[{"at": 2}], *[[{"at": 2}, {"at": 1}]] * 6]]
 
 
 def test_the_packet_names_nothing_that_must_be_hidden(study: Path) -> None:
@@ -187,7 +193,7 @@ def test_the_packet_names_nothing_that_must_be_hidden(study: Path) -> None:
     assert families == ["gated", "standard", "tanh", "topk"]
     assert revealed(json.dumps(packet), study) == []
     assert revealed(json.dumps(key), study) != []
-    assert set(packet) == {"study_id", "groups", "steps", "training", "items"}
+    assert set(packet) == {"study_id", "groups", "steps", "training", "items", "key_digest"}
     assert set(packet["items"][0]) == {"id", "groups", "guess"}
     assert set(packet["items"][0]["groups"][0][0]) == {"tokens", "shades", "at"}
 
@@ -203,8 +209,10 @@ def test_intervals_fill_up_from_the_documents_of_the_top_set_only_at_need(study:
         view = view_of(feature, fires, passages, 3)
         for i, group in enumerate(view[1:]):
             available = int(((12 * (1 - fires.value / examples.peak)).astype(int) == i).sum())
-            shown = sum(slot is not None for slot in group)
-            assert len(examples.intervals[i]) <= shown == min(5, available)
+            assert len(examples.intervals[i]) <= len(group) == min(5, available)
+            assert {e.value for e in examples.intervals[i]} <= {value for value, _ in group}
+        assert [value for value, _ in view[0]][: len(examples.top)] == [e.value for e in examples.top]
+        assert len(view[0]) == 20
 
 
 def test_it_refuses_what_would_lose_ratings(tmp_path: Path) -> None:
@@ -218,6 +226,47 @@ def test_it_refuses_what_would_lose_ratings(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there are ratings of the draw"):
         draw(study, features=5, force=True)
     assert packet_of(study) == packet
+
+
+def test_a_packet_is_never_there_without_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study(tmp_path / "s")
+    files = Files(study)
+    for force in (False, True):
+        for name in ("_write_private", "write_bytes"):
+            with monkeypatch.context() as patch:
+                patch.setattr(f"monosem.rating.draw.{name}", lambda *_: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    draw(study, features=5, force=force)
+            assert not files.packet.exists()
+        draw(study, features=5)
+        key = read_key(files.key, files.packet)
+        assert set(key["items"]) == {i["id"] for part in ("training", "items") for i in packet_of(study)[part]}
+
+
+def test_a_rating_that_comes_during_a_draw_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study(tmp_path / "s")
+    draw(study, features=5)
+    packet = packet_of(study)
+
+    def rated(*arguments: Any) -> Any:
+        append(Files(study), rating(packet, packet["items"][0]["id"], "ann"))
+        return draw_samples(*arguments)
+
+    monkeypatch.setattr("monosem.rating.draw.draw_samples", rated)
+    with pytest.raises(UserError, match="there are ratings of the draw"):
+        draw(study, features=5, force=True)
+    assert packet_of(study) == packet
+
+
+def test_a_frozen_draw_stays_although_its_ratings_are_gone(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "s")
+    draw(study, features=5)
+    packet = packet_of(study)
+    append(Files(study), rating(packet, packet["items"][0]["id"], "ann"))
+    freeze(Files(study))
+    Files(study).ratings.unlink()
+    with pytest.raises(UserError, match=r"frozen.json: the draw that is there was frozen; move .*ratings away first"):
+        draw(study, features=5, force=True)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,20 @@ from typing import Any
 
 import pytest
 
-from monosem.rating.store import Files, Frozen, append, freeze, latest, read_records
+from monosem.rating.shapes import key_digest
+from monosem.rating.store import Conflict, Files, Frozen, append, freeze, latest, read_records
+from monosem.store import file_hash
 from monosem.types import UserError
 
-PACKET = {"study_id": "s"}
+KEY = {
+    **{"study_id": "s", "secret": "5e", "seed": 0, "sampling": "uniform", "features": 1, "empty": "drop"},
+    **{"left_out": [], "cuts": [], "runs": {"a": {"variant": "topk", "sae": "1", "d_sae": 9, "eligible": 9}}},
+    "items": {"x": {"run": "a", "feature": 3, "training": False, "stratum": 0, "weight": 1.0, "is_duplicate_of": None}},
+}
+PACKET = {
+    **{"study_id": "s", "groups": [], "steps": 10, "families": ["topk"], "key_digest": key_digest(KEY)},
+    **{"training": [], "items": [{"id": "x", "groups": []}]},
+}
 
 
 @pytest.fixture
@@ -22,11 +32,13 @@ def files(tmp_path: Path) -> Files:
     files = Files(tmp_path)
     files.folder.mkdir()
     files.packet.write_text(json.dumps(PACKET))
+    files.key.write_text(json.dumps({**KEY, "packet_sha256": file_hash(files.packet)}))
     return files
 
 
 def record(item: str, submission: str, rater: str = "ann", **values: Any) -> dict[str, Any]:
-    return {"event": "rating", "submission": submission, "rater_id": rater, "item_id": item, **values}
+    who = {"event": "rating", "submission": submission, "rater_id": rater, "item_id": item}
+    return {**who, "consistency": 3, "complexity": 3, "cannot_tell": False, "note": "", "guess": None, **values}
 
 
 def test_the_last_submission_of_a_rater_and_item_counts_and_all_stay(files: Files) -> None:
@@ -50,6 +62,39 @@ def test_a_submission_that_is_sent_twice_is_stored_once(files: Files) -> None:
     assert append(files, record("x", "1"))
     assert not append(files, record("x", "1"))
     assert len(read_records(files.ratings)[0]) == 1
+
+
+def test_a_submission_is_not_used_for_something_else(files: Files) -> None:
+    append(files, record("x", "1"))
+    with pytest.raises(Conflict):
+        append(files, record("x", "1", consistency=5))
+    assert [r["consistency"] for r in read_records(files.ratings)[0]] == [3]
+
+
+def test_a_name_has_one_spelling(files: Files) -> None:
+    for submission, rater in (("1", "Ren\u00e9"), ("2", "Rene\u0301")):
+        append(files, record("x", submission, rater))
+    assert list(latest(read_records(files.ratings)[0])) == [("Ren\u00e9", "x")]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            b"{}",
+            b"[]",
+            b"7",
+            b"[" * 100_000,
+            b'{"event": "rating", "submission": "2", "rater_id": "b", "item_id": "x"}',
+        ),
+        *(json.dumps(record("x", "2", **wrong)).encode() for wrong in ({"rater_id": ["b"]}, {"consistency": 6})),
+    ],
+)
+def test_a_line_of_another_shape_is_counted_and_left_out(files: Files, line: bytes) -> None:
+    append(files, record("x", "1"))
+    files.ratings.write_bytes(files.ratings.read_bytes() + line + b"\n")
+    records, damaged = read_records(files.ratings)
+    assert ([r["submission"] for r in records], damaged) == (["1"], 1)
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
@@ -96,7 +141,8 @@ from monosem.rating.store import Files, append
 files = Files(Path(sys.argv[1]))
 for i in range(25):
     who = sys.argv[2]
-    append(files, dict(event="rating", submission=f"{who}-{i}", rater_id=who, item_id=str(i), note="n" * 3000))
+    scores = dict(consistency=3, complexity=3, cannot_tell=False, note="n" * 3000, guess=None)
+    append(files, dict(event="rating", submission=f"{who}-{i}", rater_id=who, item_id=str(i), **scores))
 """
     running = [subprocess.Popen([sys.executable, "-c", code, str(files.study), who]) for who in ("ann", "bob", "cy")]
     assert [process.wait(60) for process in running] == [0, 0, 0]
@@ -125,3 +171,72 @@ def test_freezing_locks_and_notices_changes(files: Files) -> None:
 def test_freezing_needs_a_draw(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run `monosem rate draw` first"):
         freeze(Files(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("key", {"items": {**KEY["items"], "y": KEY["items"]["x"]}}, "key.json: was changed since the draw"),
+        ("key", {"seed": 1}, "key.json: was changed since the draw"),
+        ("key", {"runs": {"../../evil": KEY["runs"]["a"]}}, "key.json: is not what `monosem rate` wrote"),
+        ("key", {"packet_sha256": "0"}, "key.json: belongs to another packet"),
+        ("key", None, "key.json: not there; restore it from a copy: it can't be made again"),
+        ("key", [], "key.json: is not what"),
+        ("key", "{", "key.json: not valid JSON; restore it from a copy: it can't be made again"),
+        ("packet", {"items": 3}, "packet.json: is not what"),
+        ("packet", [], "packet.json: is not what"),
+        ("packet", None, "packet.json: not there; restore it"),
+    ],
+)
+def test_ratings_are_not_locked_with_a_key_or_packet_that_is_not_the_drawn_one(
+    files: Files, name: str, change: Any, message: str
+) -> None:
+    append(files, record("x", "1"))
+    path = getattr(files, name)
+    whole = json.loads(path.read_text())
+    path.unlink()
+    if change is not None:
+        path.write_text(change if isinstance(change, str) else json.dumps({**whole, **change} if change else change))
+    with pytest.raises(UserError, match=message) as raised:
+        freeze(files)
+    assert not files.frozen.exists()
+    assert "monosem compare" not in str(raised.value)
+    path.write_text(json.dumps(whole))
+    freeze(files)
+
+
+def test_the_key_is_frozen_too(files: Files) -> None:
+    append(files, record("x", "1"))
+    freeze(files)
+    files.key.write_text(files.key.read_text() + " ")
+    with pytest.raises(UserError, match=r"key.json: was changed after it was frozen"):
+        freeze(files)
+    files.key.unlink()
+    with pytest.raises(UserError, match=r"key.json: was removed after it was frozen"):
+        freeze(files)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{"])
+def test_a_damaged_seal_is_named(files: Files, content: str) -> None:
+    append(files, record("x", "1"))
+    files.frozen.write_text(content)
+    with pytest.raises(UserError, match=r"frozen.json: .*; restore it from a copy: it says what was frozen"):
+        freeze(files)
+
+
+def test_without_a_score_nothing_is_locked(files: Files) -> None:
+    append(files, record("x", "1", consistency=None, complexity=None, cannot_tell=True))
+    append(files, record("practice", "2"))
+    with pytest.raises(UserError, match="no item of the study has a score for consistency"):
+        freeze(files)
+    assert not files.frozen.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    append(files, record("x", "1"))
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with pytest.raises(UserError, match=r"ratings: can't be written \(Read-only file system\); make it writable"):
+        freeze(files)

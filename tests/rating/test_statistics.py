@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from monosem.bootstrap import Cell, bca, minimum_detectable, variance_factor, weighted_mean
 from monosem.rating import alpha, compare_runs
 from monosem.rating.agreement import blinding_check, weighted_kappa
-from monosem.rating.bootstrap import Cell, bca, variance_factor, weighted_mean
-from monosem.rating.comparison import minimum_detectable, trimmed_mean, weighted_median
+from monosem.rating.comparison import EQUAL, SINGLE, trimmed_mean, weighted_median
 from monosem.rating.permutation import max_t_p, pair_p
 from monosem.types import UserError
 
@@ -196,14 +196,21 @@ def test_weights_make_a_stratified_sample_stand_for_its_run() -> None:
 
 def test_equal_scores_everywhere_are_no_difference() -> None:
     (pair,) = compare_runs({"a": [3] * 5, "b": [3] * 7}, draws=200)["pairs"]
-    assert (pair["difference"], pair["low"], pair["high"], pair["p"], pair["mde"]) == (0, 0, 0, 1, 0)
+    assert (pair["difference"], pair["low"], pair["high"], pair["p"], pair["mde"]) == (0, None, None, 1, None)
+    assert pair["reasons"] == {"interval": EQUAL, "mde": EQUAL}
     assert pair["p_corrected"] == pair["mann_whitney_p"] == 1
 
 
 def test_one_feature_a_run_gives_no_detectable_difference() -> None:
-    (pair,) = compare_runs({"a": [3], "b": [4]}, draws=200)["pairs"]
-    assert pair["mde"] is None
+    out = compare_runs({"a": [3], "b": [4]}, draws=200)
+    (pair,) = out["pairs"]
+    assert pair["mde"] is pair["low"] is pair["high"] is None
+    assert pair["reasons"] == {"interval": SINGLE, "mde": SINGLE}
     assert pair["p"] == 1.0
+    assert (out["runs"]["a"]["low"], out["runs"]["a"]["reasons"]) == (None, {"interval": SINGLE})
+    (pair,) = compare_runs({"a": [3], "b": [4, 2, 5]}, draws=200)["pairs"]
+    assert pair["low"] is None
+    assert pair["mde"] > 0
 
 
 @pytest.mark.parametrize(
@@ -213,6 +220,9 @@ def test_one_feature_a_run_gives_no_detectable_difference() -> None:
         ({"a": [1, NAN]}, {}, "scores of a: hold NaN"),
         ({"a": [1, 2]}, {"strata": {"a": [0]}}, "strata and weights of a: must have 2 entries"),
         ({"a": [1, 2]}, {"weights": {"a": [1, 0]}}, "weights of a: must be above 0"),
+        ({"a": [1, 2]}, {"weights": {"b": [1, 1]}}, "weights of a: missing; give those of every run"),
+        ({"a": [1, 2]}, {"strata": {}}, "strata of a: missing; give those of every run"),
+        ({"a": [1, 2]}, {"draws": 0}, "draws 0: must be at least 1"),
     ],
 )
 def test_bad_input_is_named(scores: dict, more: dict, message: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.routing import Mount
 
 from monosem.app.features import error_handlers, feature_routes
@@ -19,7 +18,7 @@ from monosem.app.security import Guard
 from monosem.app.study import Study
 
 
-def make_app(folder: Path, *, search: Search | None = None, host: str = "127.0.0.1") -> Starlette:
+def make_app(folder: Path, *, search: Search | None = None, host: str = "127.0.0.1") -> Guard:
     """Return the web app of a study folder.
 
     search: finds the features that fire on a text (see `app.search`); without it the search page says why it can't.
@@ -31,8 +30,7 @@ def make_app(folder: Path, *, search: Search | None = None, host: str = "127.0.0
         *search_routes(study, search),
         Mount("/rate", routes=rating_routes(Path(folder))),
     ]
-    guard = Middleware(Guard, host=host)
-    return Starlette(routes=routes, middleware=[guard], exception_handlers=error_handlers(study))
+    return Guard(Starlette(routes=routes, exception_handlers=error_handlers(study)), host)  # around every answer
 
 
 __all__ = ["make_app"]

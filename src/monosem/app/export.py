@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from monosem.app.drawing import histogram
+from monosem.app.explanations import Explanation
 from monosem.app.feature import FeatureView, feature_view, neighbours
 from monosem.app.features import table_values
 from monosem.app.links import FileLinks
@@ -40,10 +41,13 @@ def export(
 
     runs: pattern of run names. features: how many of each run, evenly spaced over those that fire; 0: all, also dead
     ones. format: one of FORMATS. say: called with one line a run.
-    Raises UserError when nothing matches, the format is unknown, or codes are missing.
+    Raises UserError when nothing matches, the format is unknown, or codes or text are missing, damaged or of other
+    weights.
     """
     if format not in FORMATS:
         raise UserError(f'--format "{format}": unknown; known are {", ".join(FORMATS)}')
+    if not folder.is_dir():
+        raise UserError(f"{folder}: a study folder is wanted here (one that `monosem compare` wrote)")
     study = Study(folder)
     chosen = [run for name, run in study.runs().items() if fnmatch.fnmatch(name, runs)]
     if not chosen:
@@ -85,7 +89,7 @@ def _write_pages(study: Study, run: Run, picked: dict[str, list[int]], out: Path
         for i, near in enumerate(neighbours(study, run, here), first):
             values = {
                 "run": run,
-                "view": feature_view(study, run, order[i]),
+                "view": feature_view(study, run, order[i], whole=True),
                 "near": near,
                 "before": order[i - 1] if i else None,
                 "after": order[i + 1] if i + 1 < len(order) else None,
@@ -111,7 +115,7 @@ def _write_neuronpedia(study: Study, run: Run, picked: dict[str, list[int]], out
     def lines(path: Path) -> None:
         with open(path, "w", encoding="utf-8") as file:
             for feature in picked[run.name]:
-                view = feature_view(study, run, feature)
+                view = feature_view(study, run, feature, whole=True)
                 file.write(json.dumps(neuronpedia(view, passages, model), allow_nan=False) + "\n")
 
     write_atomic(out / run.name / "features.jsonl", lines)
@@ -138,7 +142,17 @@ def neuronpedia(view: FeatureView, passages: Passages, model: str) -> dict[str, 
         "freq_hist_data_bar_values": [_rounded(v) for v in (edges[:-1] + edges[1:]) / 2],
         "logits_hist_data_bar_heights": [],
         "logits_hist_data_bar_values": [],
+        "explanations": [_explained(said) for said in view.explanations],
         "activations": list(_activations(view, passages, peak)),
+    }
+
+
+def _explained(said: Explanation) -> dict[str, Any]:
+    return {
+        "description": said.text,
+        "typeName": said.evaluation,
+        "explanationModelName": said.author,
+        "scores": [{"explanationScoreTypeName": name, "value": _rounded(v)} for name, v in said.scores.items()],
     }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from monosem.app.drawing import histogram_svg
+from monosem.app.explanations import Explanation, explanations_of
 from monosem.app.neighbours import Near, decoder_rows, nearest
 from monosem.app.study import Run, Study
 from monosem.app.table import Column, features_table
@@ -53,6 +54,11 @@ class Logit:
     text: str
     value: float
 
+    @property
+    def shown(self) -> str:
+        """The text as pages show it."""
+        return visible(self.text)
+
 
 @dataclass(frozen=True)
 class FeatureView:
@@ -65,6 +71,7 @@ class FeatureView:
     examples: Examples | None
     numbers: dict[str, float | None]
     scores: list[tuple[Column, Any]]
+    explanations: list[Explanation]
     words: list[str]
     top: list[Line]
     intervals: list[Interval]
@@ -80,8 +87,8 @@ Neighbours = list[tuple[Run, list[tuple[Near, list[str]]]]]
 NOTHING = Fires(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32))
 
 
-def feature_view(study: Study, run: Run, feature: int) -> FeatureView:
-    """Return what is shown of a feature, with notes where files are missing."""
+def feature_view(study: Study, run: Run, feature: int, whole: bool = False) -> FeatureView:
+    """Return what is shown of a feature, with notes where codes or text are missing; with `whole`, raises UserError."""
     notes: list[str] = []
     fires, passages, examples, tokens = NOTHING, None, None, 0
     try:
@@ -90,6 +97,8 @@ def feature_view(study: Study, run: Run, feature: int) -> FeatureView:
         passages = study.passages()
         examples = examples_of(feature, fires, passages)
     except UserError as error:
+        if whole:
+            raise
         notes.append(str(error))
     if examples is not None and not examples.count:
         notes.append(f"This feature never fires on the {tokens:,} held-out tokens.")
@@ -110,17 +119,33 @@ def feature_view(study: Study, run: Run, feature: int) -> FeatureView:
         drawn = histogram_svg(fires.value, examples.peak)
         words = strongest_tokens(fires, passages)
     raised, lowered = _logits(study, run.name, feature, passages)
+    said = explanations_of(study, run.name, feature)
     return FeatureView(
-        run, feature, tokens, fires, examples, numbers, scores, words, top, intervals, drawn, raised, lowered, notes
+        run,
+        feature,
+        tokens,
+        fires,
+        examples,
+        numbers,
+        scores,
+        said,
+        words,
+        top,
+        intervals,
+        drawn,
+        raised,
+        lowered,
+        notes,
     )
 
 
 def _scores(study: Study, run: Run, feature: int) -> tuple[dict[str, float | None], list[tuple[Column, Any]]]:
-    """Return the numbers of the density evaluation by name, and every other column that has a value."""
+    """Return the numbers of the density evaluation by name, and every other column with a value but explanations."""
     table = features_table(study, run)
     row = table.frame.row(feature, named=True)
     numbers = {name: value for name, value in row.items() if "." not in name}
-    return numbers, [(c, row[c.name]) for c in table.columns if "." in c.name and row[c.name] is not None]
+    others = (column for column in table.columns if "." in column.name and not column.explains)
+    return numbers, [(column, row[column.name]) for column in others if row[column.name] is not None]
 
 
 def _lines(examples: list[Example], fires: Fires, passages: Passages, peak: float) -> list[Line]:
@@ -155,7 +180,7 @@ def _logits(study: Study, run: str, feature: int, passages: Passages | None) -> 
     for side in ("top", "bottom"):
         texts = passages.text(row[f"{side}_tokens"])
         pairs = zip(texts, row[f"{side}_logits"], strict=True)
-        sides.append([Logit(visible(text), float(value)) for text, value in pairs])
+        sides.append([Logit(text, float(value)) for text, value in pairs])
     return sides[0], sides[1]
 
 
@@ -180,8 +205,14 @@ def neighbours(study: Study, run: Run, features: Sequence[int]) -> list[Neighbou
 
 
 def words_of(study: Study, run: str, feature: int) -> list[str]:
-    """Return the tokens on which a feature is strongest; empty for a dead one, or without codes."""
-    try:
-        return strongest_tokens(study.firings(run).of(feature), study.passages())
-    except UserError:
-        return []
+    """Return the tokens on which a feature is strongest; empty for a dead one, or without codes.
+
+    They are kept: a table shows those of 50 features, and reading them takes most of its time.
+    """
+    kept: dict[int, list[str]] = study.kept(("words", run), study.codes_files(run), dict[int, list[str]])
+    if feature not in kept:
+        try:
+            kept[feature] = strongest_tokens(study.firings(run).of(feature), study.passages())
+        except UserError:
+            return []
+    return kept[feature]

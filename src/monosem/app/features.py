@@ -31,23 +31,23 @@ def feature_routes(study: Study) -> list[BaseRoute]:
         return HTMLResponse(render("home.html.j2", study, Links()))
 
     def run(request: Request) -> Response:
-        return page(request, "run.html.j2", "table.html.j2", study, run_values(study, run_of(study, request), request))
+        one = run_of(study, request)
+        return page(request, "run.html.j2", "table.html.j2", study, one, run_values(study, one, request))
 
     def feature(request: Request) -> Response:
         one, number = feature_of(study, request)
-        return HTMLResponse(
-            render("feature.html.j2", study, _links(request), **feature_values(study, one, number, _query(request)))
-        )
+        values = feature_values(study, one, number, _query(study, one, request))
+        return HTMLResponse(render("feature.html.j2", study, _links(study, one, request), **values))
 
     def near(request: Request) -> Response:
         one, number = feature_of(study, request)
         values = {"run": one, "feature": number, "near": neighbours(study, one, [number])[0]}
-        return page(request, "near_page.html.j2", "near.html.j2", study, values)
+        return page(request, "near_page.html.j2", "near.html.j2", study, one, values)
 
     def document(request: Request) -> Response:
         one, number = feature_of(study, request)
         values = document_values(study, one, number, request.path_params["doc"], request.query_params.get("pos", ""))
-        return page(request, "document_page.html.j2", "document.html.j2", study, values)
+        return page(request, "document_page.html.j2", "document.html.j2", study, one, values)
 
     def report(_request: Request) -> Response:
         return _file(study.folder / "report.html", {"content-security-policy": REPORT_POLICY})
@@ -55,9 +55,9 @@ def feature_routes(study: Study) -> list[BaseRoute]:
     return [
         Route("/", home),
         Route("/run/{run}", run),
-        Route("/run/{run}/feature/{feature:int}", feature),
-        Route("/run/{run}/feature/{feature:int}/near", near),
-        Route("/run/{run}/feature/{feature:int}/document/{doc:int}", document),
+        Route("/run/{run}/feature/{feature:number}", feature),
+        Route("/run/{run}/feature/{feature:number}/near", near),
+        Route("/run/{run}/feature/{feature:number}/document/{doc:number}", document),
         Route("/report.html", report),
         Route("/summary.json", lambda _request: _file(study.folder / "summary.json", {})),
         Route("/assets/report.css", lambda _request: Response(report_css(), media_type="text/css")),
@@ -107,24 +107,24 @@ def feature_of(study: Study, request: Request) -> tuple[Run, int]:
     return run, number
 
 
-def _query(request: Request) -> Query:
-    return Query.of(request.query_params)
+def _query(study: Study, run: Run, request: Request) -> Query:
+    return features_table(study, run).meant(Query.of(request.query_params))
 
 
-def _links(request: Request) -> Links:
-    return Links(query=_query(request).text())
+def _links(study: Study, run: Run, request: Request) -> Links:
+    return Links(query=_query(study, run, request).text())
 
 
-def page(request: Request, whole: str, fragment: str, study: Study, values: dict[str, Any]) -> Response:
+def page(request: Request, whole: str, fragment: str, study: Study, run: Run, values: dict[str, Any]) -> Response:
     """Return the fragment alone when htmx asks for it, else the whole page with it inside."""
     wanted = request.headers.get("hx-request") == "true" and "hx-history-restore-request" not in request.headers
-    text = render(fragment if wanted else whole, study, _links(request), **values)
+    text = render(fragment if wanted else whole, study, _links(study, run, request), **values)
     return HTMLResponse(text, headers={"vary": "HX-Request", "cache-control": "no-store"})
 
 
 def run_values(study: Study, run: Run, request: Request) -> dict[str, Any]:
     """Return what the page of a run shows."""
-    return table_values(study, run, features_table(study, run), _query(request))
+    return table_values(study, run, features_table(study, run), _query(study, run, request))
 
 
 def table_values(study: Study, run: Run, table: Table, query: Query, rows: int = PAGE_ROWS) -> dict[str, Any]:
@@ -134,8 +134,14 @@ def table_values(study: Study, run: Run, table: Table, query: Query, rows: int =
     number = min(query.page, pages)
     here = chosen[(number - 1) * rows : number * rows]
     frame = table.rows(here)
+    try:
+        study.firings(run.name)
+        notice = ""
+    except UserError as error:
+        notice = str(error)
     return {
         "run": run,
+        "notice": notice,
         "query": query,
         "columns": table.columns,
         "rows": [(row, words_of(study, run.name, row["feature"])) for row in frame.iter_rows(named=True)],
@@ -160,7 +166,7 @@ def document_values(study: Study, run: Run, feature: int, doc: int, pos: str) ->
     fires = study.firings(run.name).of(feature)
     stretches = study.passages().document(doc)
     peak = float(fires.value.max()) if len(fires.value) else 0.0
-    at = int(pos) if pos.isascii() and pos.isdigit() else -1
+    at = int(pos) if pos.isascii() and pos.isdigit() and len(pos) < 10 else -1
     lines = []
     for window in stretches:
         middle = (window.pos == at).argmax() if at in window.pos else -1

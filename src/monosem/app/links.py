@@ -6,6 +6,25 @@ from collections.abc import Container
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from starlette.convertors import Convertor, register_url_convertor
+
+
+class Number(Convertor[int]):
+    """A whole number below 10^9 in a route, `{feature:number}`; with any number of digits an address is not found."""
+
+    regex = "[0-9]{1,9}"
+
+    def convert(self, value: str) -> int:
+        """Return the number."""
+        return int(value)
+
+    def to_string(self, value: int) -> str:
+        """Return its digits."""
+        return str(value)
+
+
+register_url_convertor("number", Number())
+
 
 @dataclass(frozen=True)
 class Links:

@@ -17,8 +17,9 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainT
 from starlette.routing import BaseRoute, Route
 
 from monosem.rating.rubric import SCALES
-from monosem.rating.store import Files, Frozen, append, latest, read_records
-from monosem.store import read_json, value_hash
+from monosem.rating.shapes import read_packet
+from monosem.rating.store import Conflict, Files, Frozen, add, latest, one_spelling, read_records
+from monosem.store import value_hash
 from monosem.types import UserError
 
 UI_VERSION = 1
@@ -45,11 +46,11 @@ class Desk:
     _read: tuple[int, dict[str, Any]] | None = field(default=None, repr=False)
 
     def packet(self) -> dict[str, Any] | None:
-        """Return what raters see, None when nothing is drawn."""
+        """Return what raters see, None when nothing is drawn or the packet is damaged."""
         try:
             changed = self.files.packet.stat().st_mtime_ns
             if self._read is None or self._read[0] != changed:
-                self._read = changed, read_json(self.files.packet)
+                self._read = changed, read_packet(self.files.packet)
         except (OSError, UserError):
             return None
         return self._read[1]
@@ -83,13 +84,17 @@ class Desk:
 
     def store(self, payload: Any, event: str) -> None:
         """Check a submission and return once it is on disk. Raises Refused when it can't be stored."""
-        record = checked(payload, self._packet(), event)
+        self._packet()  # where nothing is drawn, no folder is made
         try:
-            append(self.files, record)
+            with self.files.locked():  # nothing can be drawn anew or frozen in between
+                add(self.files, checked(payload, self._packet(), event))
         except Frozen:
             raise Refused(409, "The ratings are frozen: nothing more is stored.") from None
-        except OSError as error:
-            raise Refused(503, f"The rating could not be written ({error.strerror}).") from error
+        except Conflict:
+            raise Refused(409, "Another rating was stored as this submission; submit it anew.") from None
+        except (OSError, UserError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            raise Refused(503, f"The rating could not be written ({getattr(cause, 'strerror', None)}).") from error
 
     def _packet(self) -> dict[str, Any]:
         packet = self.packet()
@@ -153,12 +158,14 @@ def _text(payload: dict[str, Any], name: str, most: int) -> str:
     value = payload.get(name)
     if not isinstance(value, str) or len(value) > most:
         raise Refused(400, f"`{name}` must be text of at most {most} characters.")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise Refused(400, f"`{name}` has half a character in it (a lone surrogate); remove it.")
     return value
 
 
 def rater_name(text: str) -> str:
     """Return a rater's name as it is stored. Raises Refused for an empty or unprintable one."""
-    name = " ".join(text.split())
+    name = one_spelling(" ".join(text.split()))
     if not name or len(name) > NAME_LETTERS or not name.isprintable():
         raise Refused(400, f"A name needs 1 to {NAME_LETTERS} printable characters.")
     return name
@@ -200,7 +207,7 @@ def rating_routes(folder: Path) -> list[BaseRoute]:
     return [
         Route("/", page),
         Route("/session", session),
-        Route("/item/{index:int}", item),
+        Route("/item/{index:number}", item),
         Route("/submit", write("rating"), methods=["POST"]),
         Route("/back", write("back"), methods=["POST"]),
         Route("/assets/{name}", asset),
@@ -229,5 +236,5 @@ async def _payload(request: Request) -> Any:
             raise Refused(413, "Too long.")
     try:
         return json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Refused(400, "Not valid JSON.") from None

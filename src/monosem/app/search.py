@@ -1,4 +1,7 @@
-"""Features that fire on a typed text. The function that runs the model is given from outside; nothing here loads it."""
+"""Features that fire on a typed text, and features by words of their explanations.
+
+The function that runs the model is given from outside; nothing here loads it.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from monosem.app.explanations import any_explained, find
 from monosem.app.feature import words_of
 from monosem.app.links import Links
 from monosem.app.rendering import render
 from monosem.app.study import Run, Study
-from monosem.app.table import features_table
+from monosem.app.table import LONGEST, features_table
 from monosem.app.tokens import visible
 from monosem.types import UserError
 
@@ -54,9 +58,24 @@ def search_routes(study: Study, search: Search | None) -> list[BaseRoute]:
                 problem = str(error)
         results = results_of(study, chosen, found, rare) if chosen is not None and found else {}
         values |= {"problem": problem, "tokens": [], "pooled": [], **results}
+        values |= explained_values(study, asked.get("about", "").strip()[:LONGEST], asked.get("within", ""))
         return HTMLResponse(render("search.html.j2", study, Links(), **values))
 
     return [Route("/search", page)]
+
+
+def explained_values(study: Study, about: str, within: str) -> dict[str, Any]:
+    """Return what the page shows of a search by explanation. about: words; within: a run's name, else all runs."""
+    runs = study.runs()
+    within = within if within in runs else ""
+    found, number = find(study, [runs[within]] if within else runs.values(), about)
+    return {
+        "about": about,
+        "within": within,
+        "explained": bool(found) or any_explained(study, runs.values()),
+        "found": [(one, words_of(study, one.run.name, one.feature)) for one in found],
+        "found_number": number,
+    }
 
 
 def results_of(

@@ -11,11 +11,12 @@ from typing import Any
 
 import polars as pl
 
-from monosem.firings import Firings, codes_folder, open_firings
+from monosem.firings import PANIC, Firings, codes_folder, open_firings, require_current
 from monosem.passages import Passages, open_passages
 from monosem.store import read_json
 from monosem.types import UserError
 
+SUMMARY = {"runs": list, "tokens": dict, "headline": dict}  # what is used as such
 KEPT = 64  # opened files; a table of 65,536 features with 20 columns takes 10 MB
 
 
@@ -32,7 +33,8 @@ class Run:
     def number(self, name: str) -> float | None:
         """Return an estimate's value, None where there is none."""
         found = self.numbers.get(name)
-        return found.get("value") if isinstance(found, dict) else found
+        value = found.get("value") if isinstance(found, dict) else found
+        return value if isinstance(value, int | float) else None
 
 
 class Study:
@@ -47,7 +49,7 @@ class Study:
     def summary(self) -> dict[str, Any]:
         """Return the content of summary.json, empty when there is none that can be read."""
         path = self.folder / "summary.json"
-        return self._kept(("summary",), [path], lambda: _object(path))
+        return self._kept(("summary",), [path], lambda: _summary(path))
 
     def runs(self) -> dict[str, Run]:
         """Return the trained runs by name, in the order of the summary."""
@@ -55,12 +57,12 @@ class Study:
         return self._kept(("runs",), [*found, self.folder / "summary.json"], lambda: self._read_runs(found))
 
     def _read_runs(self, found: list[Path]) -> dict[str, Run]:
-        entries = [e for e in self.summary().get("runs") or [] if isinstance(e, dict)]
+        entries = [e for e in self.summary().get("runs", []) if isinstance(e, dict)]
         numbers = {str(entry.get("name")): entry for entry in entries}
         runs = {}
         for path in found:
             cfg = _object(path)
-            ours, name = cfg.get("monosem") or {}, path.parent.name
+            ours, name = _dict(cfg.get("monosem")), path.parent.name
             variant = str(ours.get("variant") or cfg.get("architecture") or "")
             if isinstance(cfg.get("d_sae"), int):
                 runs[name] = Run(name, variant, cfg["d_sae"], str(ours.get("site") or ""), numbers.get(name, {}))
@@ -68,9 +70,19 @@ class Study:
         return {name: runs[name] for name in sorted(runs, key=lambda name: (order.get(name, len(order)), name))}
 
     def firings(self, run: str) -> Firings:
-        """Return a run's codes. Raises UserError when they are missing or damaged."""
-        where = codes_folder(self.folder, run)
-        return self._kept(("firings", run), [where / "meta.json"], lambda: open_firings(self.folder, run))
+        """Return a run's codes. Raises UserError when they are missing, damaged, or of other weights or text."""
+
+        def opened() -> Firings:
+            firings = open_firings(self.folder, run)
+            require_current(firings)
+            return firings
+
+        return self._kept(("firings", run), self.codes_files(run), opened)
+
+    def codes_files(self, run: str) -> list[Path]:
+        """Return the files that tell whether what was read of a run's codes still holds."""
+        codes = codes_folder(self.folder, run)
+        return [codes / "meta.json", codes.parent / "passages.json", self.folder / "saes" / run / "cfg.json"]
 
     def passages(self) -> Passages:
         """Return the held-out text. Raises UserError when it is missing or damaged."""
@@ -78,13 +90,24 @@ class Study:
         return self._kept(("passages",), [path], lambda: open_passages(self.folder))
 
     def rows(self, run: str, evaluation: str) -> pl.DataFrame | None:
-        """Return an evaluation's rows of a run, None when it has none about features."""
-        path = self.folder / "results" / run / evaluation / "rows.parquet"
-        return self._kept(("rows", run, evaluation), [path], lambda: _rows(path))
+        """Return an evaluation's rows of a run, None when it has none about features, or none of its weights."""
+        paths = self.rows_files(run, evaluation)
+        return self._kept(("rows", run, evaluation), paths, lambda: _rows(*paths))
+
+    def rows_files(self, run: str, evaluation: str) -> list[Path]:
+        """Return the files that an evaluation's rows of a run depend on, the rows first."""
+        where = self.folder / "results" / run / evaluation
+        return [where / "rows.parquet", where / "result.json", self.folder / "saes" / run / "cfg.json"]
 
     def evaluations(self, run: str) -> list[str]:
         """Return the evaluations of a run that left rows."""
         return sorted(path.parent.name for path in (self.folder / "results" / run).glob("*/rows.parquet"))
+
+    def settings(self, run: str, evaluation: str) -> dict[str, Any]:
+        """Return the settings that an evaluation's result was made with, empty when that can't be read."""
+        path = self.folder / "results" / run / evaluation / "result.json"
+        found = self._kept(("settings", run, evaluation), [path], lambda: _object(path))
+        return _dict(_dict(found.get("header")).get("settings"))
 
     def kept(self, key: tuple[str, ...], paths: list[Path], make: Callable[[], Any]) -> Any:
         """Return `make()`, or what it returned before as long as none of the files `paths` has changed."""
@@ -109,12 +132,26 @@ def _object(path: Path) -> dict[str, Any]:
         found = read_json(path)
     except UserError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return _dict(found)
 
 
-def _rows(path: Path) -> pl.DataFrame | None:
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    return {key: value for key, value in _object(path).items() if isinstance(value, SUMMARY.get(key, object))}
+
+
+def _rows(path: Path, result: Path, cfg: Path) -> pl.DataFrame | None:
+    judged, now = _dict(_object(result).get("header")).get("sae"), _dict(_object(cfg).get("monosem"))
+    if judged is not None and judged != now.get("weights_sha256", judged):
+        return None
     try:
         frame = pl.read_parquet(path, glob=False)
-    except (OSError, pl.exceptions.PolarsError):
+    except (OSError, pl.exceptions.PolarsError, PANIC):
         return None
-    return frame if "feature" in frame.columns and frame["feature"].is_unique().all() else None
+    if "feature" not in frame.columns or not frame.schema["feature"].is_integer():
+        return None
+    feature = frame["feature"]
+    return frame if feature.is_unique().all() and feature.is_between(0, 2**31 - 1).all(ignore_nulls=False) else None

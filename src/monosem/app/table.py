@@ -14,6 +14,8 @@ from monosem.app.study import Run, Study
 from monosem.types import UserError
 
 PAGE_ROWS = 50
+LONGEST = 200  # characters of words that are looked for
+EXPLANATION = "explanation"  # the column of words that says what a feature responds to
 CHOICES = 20  # a column of words with more values than this is not offered as a filter
 SHOW = {"all": "All", "alive": "That fire", "dead": "That never fire"}
 DENSITY_COLUMNS = ("count", "density", "mean_activation", "peak")
@@ -21,13 +23,21 @@ DENSITY_COLUMNS = ("count", "density", "mean_activation", "peak")
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table. name: as in the query of the page; choices: the values of a column of words."""
+    """A column of the table. name: as in the query of the page; choices: the values of a column of words.
+
+    A column of words without choices is filtered by words that it contains.
+    """
 
     name: str
     label: str
     definition: str = ""
     number: bool = True
     choices: tuple[str, ...] = ()
+
+    @property
+    def explains(self) -> bool:
+        """Whether it holds explanations of features."""
+        return not self.number and self.name.partition(".")[2] == EXPLANATION
 
 
 FIXED = {
@@ -43,7 +53,10 @@ FIXED = {
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked of the table. low, high, equal: filters by column name; page: from 1."""
+    """What is asked of the table. low, high, equal, has: filters by column name; page: from 1.
+
+    has: words, all of which a text must contain, in any order and whatever the case.
+    """
 
     sort: str = "feature"
     descending: bool = False
@@ -51,6 +64,7 @@ class Query:
     low: dict[str, float] = field(default_factory=dict)
     high: dict[str, float] = field(default_factory=dict)
     equal: dict[str, str] = field(default_factory=dict)
+    has: dict[str, str] = field(default_factory=dict)
     page: int = 1
 
     @classmethod
@@ -61,7 +75,10 @@ class Query:
             side, _, column = key.partition(".")
             if side in bounds and column and (number := _number(value)) is not None:
                 bounds[side][column] = number
-        equal = {key[3:]: value for key, value in values.items() if key.startswith("is.") and value}
+        chosen = ((key[3:], value) for key, value in values.items() if key.startswith("is."))
+        equal = {name: value for name, value in chosen if 0 < len(value) <= LONGEST}
+        texts = ((key[4:], value.strip()[:LONGEST]) for key, value in values.items() if key.startswith("has."))
+        has = {name: text for name, text in texts if text}
         show = values.get("show", "")
         page = _number(values.get("page", ""))
         return cls(
@@ -71,6 +88,7 @@ class Query:
             bounds["min"],
             bounds["max"],
             equal,
+            has,
             int(min(max(page or 1, 1), 10**9)),
         )
 
@@ -85,6 +103,7 @@ class Query:
         pairs += [(f"min.{name}", f"{value:g}") for name, value in new.low.items()]
         pairs += [(f"max.{name}", f"{value:g}") for name, value in new.high.items()]
         pairs += [(f"is.{name}", value) for name, value in new.equal.items()]
+        pairs += [(f"has.{name}", value) for name, value in new.has.items()]
         if new.page > 1:
             pairs.append(("page", new.page))
         return urlencode(pairs)
@@ -105,21 +124,34 @@ class Table:
     frame: pl.DataFrame
     columns: list[Column]
 
+    def meant(self, query: Query) -> Query:
+        """Return the query without what it asks of columns that are not there, or of another kind."""
+        numbers = {column.name for column in self.columns if column.number}
+        texts = {column.name for column in self.columns if not column.number}
+        return replace(
+            query,
+            sort=query.sort if query.sort in numbers | texts else "feature",
+            low={name: value for name, value in query.low.items() if name in numbers},
+            high={name: value for name, value in query.high.items() if name in numbers},
+            equal={name: value for name, value in query.equal.items() if name in texts},
+            has={name: value for name, value in query.has.items() if name in texts},
+        )
+
     def chosen(self, query: Query) -> np.ndarray:
         """Return the features that the query lets through, in its order, int64 [n]; missing values come last."""
-        known = {column.name for column in self.columns}
-        frame = self.frame
-        if query.show != "all" and "count" in known:
+        query, frame = self.meant(query), self.frame
+        if query.show != "all" and "count" in frame.columns:
             frame = frame.filter((pl.col("count") > 0) == (query.show == "alive"))
         for name, value in query.low.items():
-            frame = frame.filter(pl.col(name) >= value) if name in known else frame
+            frame = frame.filter(pl.col(name) >= value)
         for name, value in query.high.items():
-            frame = frame.filter(pl.col(name) <= value) if name in known else frame
+            frame = frame.filter(pl.col(name) <= value)
         for name, value in query.equal.items():
-            frame = frame.filter(pl.col(name) == value) if name in known else frame
-        by = query.sort if query.sort in known else "feature"
-        if by != "feature" or query.descending:
-            frame = frame.sort(by, "feature", descending=[query.descending, False], nulls_last=True)
+            frame = frame.filter(pl.col(name) == value)
+        for name, value in query.has.items():
+            frame = frame.filter(contains(name, value))
+        if query.sort != "feature" or query.descending:
+            frame = frame.sort(query.sort, "feature", descending=[query.descending, False], nulls_last=True)
         return frame["feature"].to_numpy().astype(np.int64)
 
     def rows(self, features: np.ndarray) -> pl.DataFrame:
@@ -144,10 +176,10 @@ class Table:
 
 def features_table(study: Study, run: Run) -> Table:
     """Return the table of a run: counts from its codes, the density evaluation, and every other with rows a feature."""
-    base = study.folder / "results" / run.name
-    paths = [base / name / "rows.parquet" for name in study.evaluations(run.name)]
-    paths.append(study.folder / "codes" / run.name / "meta.json")
-    key = ("table", run.name, *(path.parent.name for path in paths))
+    names = study.evaluations(run.name)
+    paths = [path for name in names for path in study.rows_files(run.name, name)]
+    paths += study.codes_files(run.name)
+    key = ("table", run.name, *names)
     return study.kept(key, paths, lambda: _build(study, run))
 
 
@@ -156,8 +188,9 @@ def _build(study: Study, run: Run) -> Table:
     columns = [FIXED["feature"]]
     density = study.rows(run.name, "density")
     if density is not None:
-        kept = [name for name in DENSITY_COLUMNS if name in density.columns]
-        extra = [name for name in ("density_low", "density_high", "cv") if name in density.columns]
+        numbers = {name for name, kind in density.schema.items() if kind.is_numeric()}
+        kept = [name for name in DENSITY_COLUMNS if name in numbers]
+        extra = [name for name in ("density_low", "density_high", "cv") if name in numbers]
         frame = frame.join(density.select("feature", *kept, *extra).cast({"feature": pl.Int32}), "feature", "left")
         columns += [FIXED[name] for name in kept]
     else:
@@ -174,7 +207,14 @@ def _build(study: Study, run: Run) -> Table:
         if rows is not None:
             frame, more = _with_scores(frame, rows, evaluation)
             columns += more
+    columns[1:] = sorted(columns[1:], key=lambda column: not column.explains)  # stable: the others keep theirs
     return Table(frame, columns)
+
+
+def contains(name: str, words: str) -> pl.Expr:
+    """Return whether the texts of a column contain all of some words, whatever the case."""
+    text = pl.col(name).str.to_lowercase()
+    return pl.all_horizontal(text.str.contains(word, literal=True) for word in words.lower().split())
 
 
 def _with_scores(frame: pl.DataFrame, rows: pl.DataFrame, evaluation: str) -> tuple[pl.DataFrame, list[Column]]:
@@ -191,7 +231,7 @@ def _with_scores(frame: pl.DataFrame, rows: pl.DataFrame, evaluation: str) -> tu
             words = pl.col(name).replace_strict({True: "yes", False: "no"}) if kind == pl.Boolean else pl.col(name)
             chosen.append(words.cast(pl.String).alias(label))
             values = rows.select(chosen[-1])[label].drop_nulls().unique().sort().to_list()
-            choices = tuple(values) if len(values) <= CHOICES else ()
+            choices = tuple(values) if len(values) <= CHOICES and name != EXPLANATION else ()
             about = f"From the evaluation {evaluation}: {name}."
             columns.append(Column(label, name.replace("_", " "), about, False, choices))
     scores = rows.select(pl.col("feature").cast(pl.Int32), *chosen)

@@ -14,6 +14,7 @@ from monosem.firings import Fires
 from monosem.passages import Passages, Window
 from monosem.report.numbers import short
 
+STRETCHES = 4096  # whose largest activations are sorted, instead of a million activations
 LEVELS = 20  # shades of the highlighting: classes a1 to a20 of app.css
 SPECIAL = {"\n": "↵", "\t": "⇥", "\r": "␍", "\u00a0": "⍽"}
 
@@ -57,9 +58,13 @@ def tokens_html(texts: Sequence[str], values: Sequence[float], peak: float, at: 
 
 def strongest_tokens(fires: Fires, passages: Passages, number: int = 4) -> list[str]:
     """Return the texts of the tokens on which a feature is strongest, each once, at most `number`."""
-    looked_at = min(len(fires.value), 5 * number)
-    strongest = np.argpartition(-fires.value, looked_at - 1)[:looked_at] if looked_at else []
+    value, looked_at = fires.value, min(len(fires.value), 5 * number)
+    if not looked_at:
+        return []
+    stretches = np.arange(0, len(value), max(1, len(value) // STRETCHES))
+    least = np.sort(np.maximum.reduceat(value, stretches))[-looked_at]  # so many are at least this, and hardly any more
+    strongest = np.flatnonzero(value >= least)
     texts: dict[str, None] = {}
-    for i in sorted(strongest, key=lambda i: -fires.value[i]):
+    for i in strongest[np.argsort(-value[strongest], kind="stable")][:looked_at]:
         texts[visible(passages.window(int(fires.doc[i]), int(fires.pos[i]), 0, 0).text[0])] = None
     return list(texts)[:number]

@@ -11,13 +11,14 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import polars as pl
 from pydantic import TypeAdapter, ValidationError
 
+from monosem.progress import Ticker
 from monosem.schema import Chart
 from monosem.types import Estimate, UserError
 
@@ -46,6 +47,7 @@ class Inputs:
     """What `prepare` gets: the study folder, its runs, and the settings of its `[measure]` section.
 
     site: where the activations were read. model: loads the study's language model, once; None where there is none.
+    ticker: opens progress bars.
     """
 
     folder: Path
@@ -53,15 +55,20 @@ class Inputs:
     bootstrap: int = 1000
     site: str = ""
     model: Callable[[], Model] | None = None
+    ticker: Ticker = field(default_factory=Ticker)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What `run` returns. scalars: estimates by name, None where undefined; reasons: why; rows: a table."""
+    """What `run` returns. scalars: estimates by name, None where undefined; reasons: why; rows: a table.
+
+    incomplete: what is missing from it, in words; such a run is judged again when the same command is repeated.
+    """
 
     scalars: dict[str, Estimate | None]
     rows: pl.DataFrame
     reasons: dict[str, str] = field(default_factory=dict)
+    incomplete: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,10 @@ class Evaluation:
         """Return the charts of these results."""
         raise NotImplementedError
 
+    def estimate(self, inputs: Inputs) -> list[str]:
+        """Return what judging the runs would cost, a line each; nothing is spent. Raises UserError where it is free."""
+        raise UserError(f"--dry-run: evaluation {type(self).__name__.lower()} costs no tokens; run it without")
+
 
 def evaluation_names() -> list[str]:
     """Return the names of all evaluations: the modules of this folder."""
@@ -118,7 +129,7 @@ def make_evaluation(name: str, settings: dict[str, Any] | None = None) -> Evalua
     ]
     if len(found) != 1:
         raise TypeError(f"{module.__name__} must define exactly one Evaluation, found {len(found)}")
-    known = list(found[0].__dataclass_fields__)
+    known = [setting.name for setting in fields(found[0])]
     for key in settings or {}:
         if key not in known:
             raise UserError(f'{key}: unknown setting of evaluation "{name}"; known are {", ".join(known) or "none"}')

@@ -12,12 +12,11 @@ from monosem.firings import codes_header
 from monosem.rating.agreement import alpha, blinding_check, weighted_kappa
 from monosem.rating.charts import charts_of
 from monosem.rating.comparison import compare_runs
-from monosem.rating.rubric import SCALES
-from monosem.rating.store import Files, freeze, latest, read_records
-from monosem.store import file_hash, read_json, write_atomic, write_json
+from monosem.rating.shapes import read_key
+from monosem.rating.store import AXES, Files, check_scored, freeze, latest, read_records, writable
+from monosem.store import write_atomic, write_json
 from monosem.types import UserError
 
-AXES = tuple(scale.field for scale in SCALES)
 Rating = dict[str, Any]  # a record with what the key says of its item
 
 
@@ -31,17 +30,16 @@ def analyse(folder: Path, axes: tuple[str, ...] = AXES, draws: int = 10_000) -> 
         if axis not in AXES:
             raise UserError(f'--axis "{axis}": unknown; known are {", ".join(AXES)}')
     files = Files(folder)
-    told = []
-    if not files.frozen.exists():
-        _check_scored(files, axes)
-        told = [f"{files.ratings}: frozen now, before the key was opened"]
-    frozen = freeze(files)
-    key = read_json(files.key)
-    if key.get("packet_sha256") != file_hash(files.packet):
-        raise UserError(
-            f"{files.key}: belongs to another packet than {files.packet}; restore the one it was drawn with"
-        )
+    if files.frozen.exists():
+        told, frozen = [], freeze(files)
+        check_scored(files, axes)
+    else:
+        check_scored(files, axes)
+        told, frozen = [f"{files.ratings}: frozen now, before anything was unblinded"], freeze(files)
+    key = read_key(files.key, files.packet)
     records, damaged = read_records(files.ratings)
+    if damaged:
+        told.append(f"{files.ratings}: {damaged} lines are cut short or damaged and not counted")
     ratings = unblind(records, key)
     analysis = {
         "study_id": key["study_id"],
@@ -55,7 +53,16 @@ def analyse(folder: Path, axes: tuple[str, ...] = AXES, draws: int = 10_000) -> 
         "axes": {axis: _axis(axis, ratings, key, draws) for axis in axes},
         "blinding": _blinding(ratings, key),
     }
-    write_json(files.analysis, analysis)
+    with writable(folder):
+        told += _write_results(folder, analysis, ratings, key)
+    told += [analysis["axes"][axis]["sentence"] for axis in axes]
+    return [*told, f"{files.analysis}; run `monosem report {folder}` to have it in the report"]
+
+
+def _write_results(folder: Path, analysis: dict[str, Any], ratings: list[Rating], key: dict[str, Any]) -> list[str]:
+    """Write all that comes of an analysis; return lines to say."""
+    told = []
+    write_json(Files(folder).analysis, analysis)
     for run, facts in key["runs"].items():
         if (codes_header(folder, run) or facts)["sae"] == facts["sae"]:
             _write_result(folder / "results" / run / "rating", run, analysis, ratings)
@@ -65,19 +72,7 @@ def analyse(folder: Path, axes: tuple[str, ...] = AXES, draws: int = 10_000) -> 
             )
     charts = charts_of(analysis)
     write_json(folder / "results" / "rating.charts.json", [chart.as_dict() for chart in charts])
-    told += [analysis["axes"][axis]["sentence"] for axis in axes]
-    return [*told, f"{files.analysis}; run `monosem report {folder}` to have it in the report"]
-
-
-def _check_scored(files: Files, axes: tuple[str, ...]) -> None:
-    """Raise UserError where there is nothing to analyse, before ratings are locked for good."""
-    counted = latest(read_records(files.ratings)[0]) if files.packet.exists() else {}
-    items = {item["id"] for item in read_json(files.packet)["items"]} if counted else set()
-    for axis in axes:
-        if counted and not any(item in items and r[axis] is not None for (_, item), r in counted.items()):
-            raise UserError(
-                f"{files.ratings}: no item of the study has a score for {axis}; rate some before the analysis"
-            )
+    return told
 
 
 def _write_result(where: Path, run: str, analysis: dict[str, Any], ratings: list[Rating]) -> None:
@@ -203,12 +198,12 @@ def _or_none(value: float) -> float | None:
 def _sentence(axis: str, compared: dict[str, Any]) -> str:
     """Return what came out of one axis in a sentence."""
     runs, pairs = compared["runs"], compared["pairs"]
-    best = max(runs, key=lambda run: runs[run]["mean"])
     told = f"{axis.capitalize()}: "
     if not pairs:
-        return (
-            f"{told}{best} has a mean of {runs[best]['mean']:.2f} [{runs[best]['low']:.2f}, {runs[best]['high']:.2f}]."
-        )
+        ((run, facts),) = runs.items()
+        reason = facts["reasons"].get("interval")
+        within = f"(no interval: {reason})" if reason else f"[{facts['low']:.2f}, {facts['high']:.2f}]"
+        return f"{told}{run} has a mean of {facts['mean']:.2f} {within}."
     apart = [p for p in pairs if p["p_corrected"] < 0.05]
     if apart:
         p = min(apart, key=lambda pair: (pair["p_corrected"], -abs(pair["difference"])))
@@ -218,7 +213,12 @@ def _sentence(axis: str, compared: dict[str, Any]) -> str:
             f"{abs(p['difference']):.2f} above {low} (corrected p {p['p_corrected']:.2g})."
         )
     detectable = [p["mde"] for p in pairs if p["mde"] is not None]
-    within = (
-        f"; one of {max(detectable):.2f} points would have been found in 80 % of such studies" if detectable else ""
+    if not detectable:
+        return (
+            f"{told}no difference between runs was found; how large one would have been found can't be said "
+            f"({pairs[0]['reasons']['mde']})."
+        )
+    return (
+        f"{told}no difference between runs was found; one of {max(detectable):.2f} points would have been found in "
+        "80 % of such studies."
     )
-    return f"{told}no difference between runs was found{within}."

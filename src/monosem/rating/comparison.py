@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from monosem.bootstrap import TIE, Array, Cell, bca, minimum_detectable, variance_factor, weighted_mean
 from monosem.rating.agreement import LEVELS
-from monosem.rating.bootstrap import NORMAL, Array, Cell, bca, variance_factor, weighted_mean
 from monosem.rating.permutation import max_t_p, pair_p
 from monosem.types import UserError
 
 LOW = 2  # "unintelligible" counts scores up to this one
 TRIM = 0.2
+SINGLE = "a run has only one scored feature a stratum"
+EQUAL = "all scores of a stratum are equal"
 
 
 def compare_runs(
@@ -35,10 +37,14 @@ def compare_runs(
     cut at each end), share_low (scores <= 2), distribution (weighted shares of 1..5, scores rounded half up) and
     histogram (their counts); and `pairs`: per pair a, b, difference (a - b), low, high, p (two-sided permutation of
     labels within strata), p_corrected (max-T over all pairs), mann_whitney_p (without weights and strata) and mde, the
-    difference that would be found in 80 % of repetitions at 5 %.
+    difference that would be found in 80 % of repetitions at 5 %. An interval or mde is None where scores say nothing of
+    their spread (one feature a stratum, or all equal); `reasons` then has `interval` or `mde`.
 
-    Raises UserError for a run without scores, scores that are not finite, or arrays of other lengths.
+    Raises UserError for a run without scores, scores that are not finite, arrays that are missing or of other lengths,
+    or no draws.
     """
+    if draws < 1:
+        raise UserError(f"draws {draws}: must be at least 1")
     names = list(scores)
     parts = {name: _parts(name, scores, strata, weights) for name in names}
     cells = {name: _cells(*parts[name]) for name in names}
@@ -52,14 +58,6 @@ def compare_runs(
     return {"runs": {name: _describe(parts[name], cells[name], draws, seed) for name in names}, "pairs": pairs}
 
 
-def minimum_detectable(sd: float, n_a: float, n_b: float, level: float = 0.05, power: float = 0.8) -> float:
-    """Return the difference of two means that a two-sided test at `level` finds with probability `power`.
-
-    sd: of one feature's score; n_a, n_b: features of each run. Normal approximation.
-    """
-    return (NORMAL.inv_cdf(1 - level / 2) + NORMAL.inv_cdf(power)) * sd * float(np.sqrt(1 / n_a + 1 / n_b))
-
-
 def _parts(name: str, scores: Any, strata: Any, weights: Any) -> tuple[Array, np.ndarray, Array]:
     values = np.asarray(scores[name], dtype=float)
     if values.ndim != 1 or not len(values):
@@ -68,6 +66,9 @@ def _parts(name: str, scores: Any, strata: Any, weights: Any) -> tuple[Array, np
         )
     if not np.isfinite(values).all():
         raise UserError(f"scores of {name}: hold NaN or infinite values; leave out features without a score")
+    for what, given in (("strata", strata), ("weights", weights)):
+        if given is not None and name not in given:
+            raise UserError(f"{what} of {name}: missing; give those of every run, or none at all")
     stratum = np.zeros(len(values), dtype=int) if strata is None else np.asarray(strata[name])
     weight = np.ones(len(values)) if weights is None else np.asarray(weights[name], dtype=float)
     if stratum.shape != values.shape or weight.shape != values.shape:
@@ -89,7 +90,7 @@ def _cells(values: Array, stratum: np.ndarray, weight: Array) -> dict[int, Cell]
 def _describe(parts: tuple[Array, np.ndarray, Array], cells: dict[int, Cell], draws: int, seed: int) -> dict[str, Any]:
     values, _, weight = parts
     every = [*cells.values()]
-    low, high = bca(every, draws, seed)
+    low, high, reasons = _interval(every, [every], draws, seed)
     mean = weighted_mean(every)
     level = np.clip(np.floor(values + 0.5), LEVELS[0], LEVELS[-1])
     return {
@@ -97,6 +98,7 @@ def _describe(parts: tuple[Array, np.ndarray, Array], cells: dict[int, Cell], dr
         "mean": mean,
         "low": low,
         "high": high,
+        "reasons": reasons,
         "sd": float(np.sqrt((weight * (values - mean) ** 2).sum())),
         "median": weighted_median(values, weight),
         "trimmed_mean": trimmed_mean(values, weight),
@@ -104,6 +106,17 @@ def _describe(parts: tuple[Array, np.ndarray, Array], cells: dict[int, Cell], dr
         "distribution": [float(weight[level == one].sum()) for one in LEVELS],
         "histogram": [int((level == one).sum()) for one in LEVELS],
     }
+
+
+def _interval(
+    cells: list[Cell], sides: list[list[Cell]], draws: int, seed: int
+) -> tuple[float | None, float | None, dict[str, str]]:
+    """Return the BCa interval of the cells' mean, or None and the reason where a side or all say nothing of spread."""
+    if any(all(len(cell.values) == 1 for cell in side) for side in sides):
+        return None, None, {"interval": SINGLE}
+    if all(np.ptp(cell.values) < TIE for cell in cells):
+        return None, None, {"interval": EQUAL}
+    return *bca(cells, draws, seed), {}
 
 
 def weighted_median(values: Array, weight: Array) -> float:
@@ -127,12 +140,16 @@ def _pair(a: str, b: str, cells: dict[str, dict[int, Cell]], draws: int, seed: i
 
     mine, theirs = [*cells[a].values()], [*cells[b].values()]
     signed = mine + [cell._replace(share=-cell.share) for cell in theirs]
-    low, high = bca(signed, draws, seed)
+    low, high, reasons = _interval(signed, [mine, theirs], draws, seed)
     x, y = (np.concatenate([cell.values for cell in side]) for side in (mine, theirs))
     residual = sum(float(((cell.values - cell.values.mean()) ** 2).sum()) for cell in signed)
     freedom = sum(len(cell.values) - 1 for cell in signed)
-    sd = float(np.sqrt(residual / freedom)) if freedom else float("nan")
-    mde = minimum_detectable(sd, 1 / variance_factor(mine), 1 / variance_factor(theirs)) if freedom else None
+    mde = None
+    if residual > TIE:
+        sd = float(np.sqrt(residual / freedom))
+        mde = minimum_detectable(sd, 1 / variance_factor(mine), 1 / variance_factor(theirs))
+    else:
+        reasons["mde"] = EQUAL if freedom else SINGLE
     return {
         "a": a,
         "b": b,
@@ -142,4 +159,5 @@ def _pair(a: str, b: str, cells: dict[str, dict[int, Cell]], draws: int, seed: i
         "p": pair_p(cells[a], cells[b], draws, seed),
         "mann_whitney_p": float(mannwhitneyu(x, y, alternative="two-sided").pvalue),
         "mde": mde,
+        "reasons": reasons,
     }

@@ -6,6 +6,7 @@ The sample is frozen here, before anyone looks (sections J.2 and J.3). Imports n
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import hmac
 import json
 import os
@@ -17,12 +18,13 @@ import numpy as np
 
 from monosem.catalogue import lines
 from monosem.examples import MIN_FIRINGS
-from monosem.firings import Firings, open_firings
+from monosem.firings import Firings, open_firings, require_current
 from monosem.passages import open_passages
 from monosem.rating.packet import STEPS, lay_out, view_of
 from monosem.rating.sampling import Population, Sample, Sampling, draw_samples, survey
-from monosem.rating.store import Files, read_records
-from monosem.store import file_hash, read_json, value_hash, write_text
+from monosem.rating.shapes import key_digest
+from monosem.rating.store import Files, read_records, sync
+from monosem.store import read_json, value_hash, write_bytes
 from monosem.types import UserError
 
 Empty = Literal["exclude", "drop"]
@@ -67,17 +69,15 @@ def draw(
     again = rng.choice(len(drawn), int(np.ceil(DUPLICATES * len(drawn))), replace=False)
     drawn += [drawn[i]._replace(copy=1) for i in np.sort(again)]
     training = _training(outside, populations, drawn, empty == "exclude", rng)
-    packet, key, left_out = _packet_and_key(folder, firings | outside, drawn, training, seed, empty == "drop")
+    packet, key, left_out = _packet_and_key(folder, firings | outside, drawn, training, seed)
     guessed = rng.choice(len(drawn), int(np.ceil(GUESSES * len(drawn))), replace=False)
     asked = {key["ids"][drawn[i]] for i in guessed}
     for item in packet["items"]:
         item["guess"] = item["id"] in asked
     of_run = {run: _variant(folder, run) for run in firings | outside}
     packet["families"] = sorted({*(line.split()[0] for line in lines("variants")), *of_run.values()})
-    write_text(files.packet, json.dumps(packet, ensure_ascii=False, allow_nan=False) + "\n")
     facts = {
         "study_id": packet["study_id"],
-        "packet_sha256": file_hash(files.packet),
         "secret": key["secret"],
         "seed": seed,
         "sampling": sampling,
@@ -89,12 +89,25 @@ def draw(
         "runs": {run: _run_facts(firings[run], populations[run], of_run[run]) for run in firings},
         "items": _key_items(key["ids"], samples, training),
     }
-    _write_private(files.key, facts)
+    packet["key_digest"] = key_digest(facts)
+    _write(files, packet, facts, force)
     return _told(facts, packet, populations, files)
 
 
+def _write(files: Files, packet: dict[str, Any], facts: dict[str, Any], force: bool) -> None:
+    """Write key and packet, while nothing can be rated. At no moment is there a packet without its key."""
+    data = (json.dumps(packet, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    with files.locked():
+        _refuse_overwriting(files, force)  # what was rated since the draw began
+        files.packet.unlink(missing_ok=True)
+        _write_private(files.key, {**facts, "packet_sha256": hashlib.sha256(data).hexdigest()})
+        write_bytes(files.packet, data)
+
+
 def _refuse_overwriting(files: Files, force: bool) -> None:
-    if files.ratings.exists() and (read_records(files.ratings)[0] or files.frozen.exists()):
+    if files.frozen.exists():
+        raise UserError(f"{files.frozen}: the draw that is there was frozen; move {files.folder} away first")
+    if any(read_records(files.ratings)):
         raise UserError(f"{files.ratings}: there are ratings of the draw that is there; move {files.folder} away first")
     if files.packet.exists() and not force:
         raise UserError(f"{files.packet}: already drawn; rate it, or draw again with --force (nothing is rated yet)")
@@ -108,6 +121,8 @@ def _runs(folder: Path, pattern: str) -> tuple[dict[str, Firings], dict[str, Fir
         known = ", ".join(names) or "none; run `monosem measure` first"
         raise UserError(f'--runs "{pattern}": no run with codes matches; there are {known}')
     opened = {name: open_firings(folder, name) for name in names}
+    for codes in opened.values():
+        require_current(codes)
     return {name: opened[name] for name in chosen}, {name: opened[name] for name in names if name not in chosen}
 
 
@@ -131,7 +146,7 @@ def _training(
 
 
 def _packet_and_key(
-    folder: Path, firings: dict[str, Firings], drawn: list[Drawn], training: list[Drawn], seed: int, drop: bool
+    folder: Path, firings: dict[str, Firings], drawn: list[Drawn], training: list[Drawn], seed: int
 ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """Return the packet without guesses, secret and item ids, and the groups that are not shown."""
     secret = secrets.token_bytes(32)
@@ -144,7 +159,7 @@ def _packet_and_key(
         fires = dict(firings[run].each([feature for feature, _ in mine]))
         for feature, i in mine:
             views[i] = view_of(feature, fires[feature], passages, seed)
-    groups, laid, left_out = lay_out(views, drop)
+    groups, laid, left_out = lay_out(views)
     shown = {item: {"id": ids[item], "groups": view} for item, view in zip(every, laid, strict=True)}
     order = sorted(drawn, key=lambda item: _digest(secret, f"order|{ids[item]}"))
     packet = {
@@ -196,6 +211,7 @@ def _write_private(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+    sync(path.parent)
 
 
 def _told(facts: dict[str, Any], packet: dict[str, Any], populations: dict[str, Population], files: Files) -> list[str]:
@@ -210,6 +226,8 @@ def _told(facts: dict[str, Any], packet: dict[str, Any], populations: dict[str, 
         f"{len(packet['items'])} items in one random order, {twice} of them shown for the second time; "
         f"{len(packet['training'])} training items from {facts['training_from']}"
     )
+    sizes = ", ".join(str(len(group)) for group in packet["items"][0]["groups"])
+    told.append(f"shown of each item, as many as every one has: {sizes} examples ({', '.join(packet['groups'])})")
     if facts["left_out"]:
         told.append(f"not shown, since some item has none: {', '.join(facts['left_out'])}")
     told.append(f"packet: {files.packet}; key, for `monosem rate analyse` only: {files.key}")

@@ -10,7 +10,7 @@ from itertools import combinations
 
 import numpy as np
 
-from monosem.rating.bootstrap import CHUNK, TIE, Array, Cell, variance_factor, weighted_mean
+from monosem.bootstrap import CHUNK, TIE, Array, Cell, variance_factor, weighted_mean
 
 Runs = list[dict[int, Cell]]  # one dict a run: its cell in each stratum
 

@@ -1,23 +1,27 @@
 "use strict";
-/* Rating, one item after the other. A rating is kept in this browser until the server says that it is on disk. */
+/* Rating, one item after the other. A rating is kept in this browser until the server says that it is on disk. One that
+   it refuses stays, too: its item comes again, with what was entered, when the others are rated. */
 
 const AXES = ["consistency", "complexity"];
 const $ = (id) => document.getElementById(id);
 let rater = "", session = null, index = 0, item = null, answer = null, asking = false, busy = false, opened = "";
-const fetched = new Map();
+const fetched = new Map(), unstored = new Map();  // by place; by item id
 
 const now = () => new Date().toISOString();
 const token = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
 const pause = (ms) => new Promise((done) => { const timer = setTimeout(done, ms); addEventListener("online", () => { clearTimeout(timer); done(); }, { once: true }); });
 const keep = (store, key, value) => { try { value === null ? store.removeItem(key) : store.setItem(key, value); } catch { /* no storage: the rating stays on the page */ } };
 const kept = (store, key) => { try { return store.getItem(key); } catch { return null; } };
-const pendingKey = () => `rating-to-send:${session.study}:${rater}`;
+const pendingKey = () => `ratings-to-send:${session.study}:${rater}`;
+function keepUnstored() { keep(localStorage, pendingKey(), unstored.size ? JSON.stringify([...unstored.values()]) : null); }
 
 function notice(text) { $("notice").hidden = !text; $("notice").textContent = text || ""; }
 function hint(text) { $("hint").textContent = text || ""; }
 function show(name) { for (const id of ["start", "item", "end"]) $(id).hidden = id !== name; }
 
-class Refused extends Error {}
+class Refused extends Error {
+  constructor(status, reason) { super(reason); this.status = status; }
+}
 
 /* Ask the server until it answers. What it refuses for good is thrown; a failure of network or disk is tried again. */
 async function ask(path, options, waiting) {
@@ -30,7 +34,7 @@ async function ask(path, options, waiting) {
     } catch { answered = null; }
     if (answered && answered.status < 500) {
       const said = await answered.json().catch(() => ({}));
-      throw new Refused(said.reason || `The server refused this (${answered.status}).`);
+      throw new Refused(answered.status, said.reason || `The server refused this (${answered.status}).`);
     }
     waited = true;
     notice(waiting);
@@ -44,18 +48,25 @@ async function begin(name) {
   try {
     session = await ask(`session?rater=${encodeURIComponent(name)}`, {}, "The server can't be reached. Trying again …");
   } catch (error) { notice(error.message); show("start"); return; }
-  rater = name.split(/\s+/).filter(Boolean).join(" ");
+  rater = name.normalize("NFC").split(/\s+/).filter(Boolean).join(" ");
   keep(sessionStorage, "rater", rater);
   keep(localStorage, "last-rater", rater);
   $("who").textContent = rater;
   $("who").hidden = $("leave").hidden = $("place").hidden = false;
-  const pending = kept(localStorage, pendingKey());
-  if (pending) { busy = true; await deliver(JSON.parse(pending)); busy = false; }  // of before a reload
+  for (const record of JSON.parse(kept(localStorage, pendingKey()) || "[]")) unstored.set(record.item_id, record);
+  busy = true;
+  for (const record of [...unstored.values()]) await deliver(record);  // of before a reload
+  busy = false;
   if (session.frozen) { notice("The ratings are frozen: nothing more is stored."); show("none"); return; }
   await next();
 }
 
-const firstOpen = () => { const at = session.order.findIndex((one) => !(one.id in session.answers)); return at < 0 ? session.order.length : at; };
+function firstOpen() {
+  const open = (one) => !(one.id in session.answers) || unstored.has(one.id);
+  const fresh = session.order.findIndex((one) => open(one) && !unstored.has(one.id));
+  const at = fresh < 0 ? session.order.findIndex(open) : fresh;
+  return at < 0 ? session.order.length : at;
+}
 async function next() { await open(firstOpen()); }
 
 function fetchItem(at) {
@@ -69,7 +80,7 @@ async function open(at) {
   progress();
   if (at >= session.order.length) { show("end"); item = null; document.body.dataset.item = "end"; return; }
   try { item = await fetchItem(at); } catch (error) { notice(error.message); return; }
-  answer = { consistency: null, complexity: null, cannot_tell: false, note: "", guess: null, ...session.answers[item.id] };
+  answer = { consistency: null, complexity: null, cannot_tell: false, note: "", guess: null, ...session.answers[item.id], ...entered(unstored.get(item.id)) };
   asking = false;
   draw();
   show("item");
@@ -98,7 +109,6 @@ function element(name, className, text) {
   return made;
 }
 function line(window_) {
-  if (!window_) return element("li", "none", "–");
   const made = element("li");
   made.append(...window_.tokens.map((text, i) => {
     const looks = [i === window_.at ? "middle" : "", window_.shades[i] ? `s${window_.shades[i]}` : ""];
@@ -159,7 +169,6 @@ async function submit() {
   if (item.guess && !asking) { asking = true; mark(); $("hint").scrollIntoView({ block: "nearest" }); return hint("Guess with a number, then submit."); }
   if (item.guess && !answer.guess) return hint("This item needs a guess.");
   const record = { ...answer, submission: token(), study_id: session.study, item_id: item.id, rater_id: rater, t_open: opened, t_submit: now(), ui_version: Number(document.body.dataset.version), view_hash: item.view };
-  keep(localStorage, pendingKey(), JSON.stringify(record));
   notice("");
   busy = true;
   mark();
@@ -167,16 +176,22 @@ async function submit() {
   busy = false;
   if (stored) await next(); else mark();
 }
+const entered = (record) => record && { consistency: record.consistency, complexity: record.complexity, cannot_tell: record.cannot_tell, note: record.note, guess: record.guess };
+
+/* Send a rating until it is on disk or refused. Returns whether the rater may go on: not if nothing would be stored. */
 async function deliver(record) {
+  unstored.set(record.item_id, record);
+  keepUnstored();
   try {
     await post("submit", record, "Not stored yet: the server can't be reached. Your rating is kept in this browser. Trying again …");
   } catch (error) {
-    keep(localStorage, pendingKey(), null);
-    notice(`Not stored: ${error.message}`);
-    return false;
+    const again = error.status === 400;  // this rating is refused; otherwise the study is frozen, drawn anew, gone
+    notice(`Not stored: ${error.message} ${again ? "The rating is kept here, and its item comes again." : "The rating is kept here."}`);
+    return again;
   }
-  keep(localStorage, pendingKey(), null);
-  session.answers[record.item_id] = { consistency: record.consistency, complexity: record.complexity, cannot_tell: record.cannot_tell, note: record.note, guess: record.guess };
+  unstored.delete(record.item_id);
+  keepUnstored();
+  session.answers[record.item_id] = entered(record);
   return true;
 }
 async function back() {

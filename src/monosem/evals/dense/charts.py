@@ -198,7 +198,9 @@ def _densest(judged: list[Judged]) -> Chart:
         for row in _dense(one).head(SHOWN).iter_rows(named=True):
             numbers: list[Any] = [_short(row.get(name)) for name in ["density", *names]]
             if with_ce and row.get("delta_ce") is not None:
-                numbers[-3] = f"{row['delta_ce']:.2g} [{row['delta_ce_low']:.2g}, {row['delta_ce_high']:.2g}]"
+                numbers[-3] = f"{row['delta_ce']:.2g}"
+                if row["delta_ce_low"] is not None:  # one spliced row has no interval
+                    numbers[-3] += f" [{row['delta_ce_low']:.2g}, {row['delta_ce_high']:.2g}]"
             cells.append([one.info.name, str(row["feature"]), numbers[0], row["verdict"], *numbers[1:]])
     note = (
         f"The {SHOWN} densest features of each run, if above 10 %. ΔNMSE and ΔCE: change when the feature is zeroed; a "

@@ -1,4 +1,4 @@
-"""BCa bootstrap intervals of stratified, weighted means (section J.5). Imports no torch."""
+"""BCa bootstrap intervals of stratified, weighted means, and what they can find (section J.5). Imports no torch."""
 
 from __future__ import annotations
 
@@ -55,6 +55,14 @@ def bca(cells: list[Cell], draws: int = 10_000, seed: int = 0, level: float = 0.
         bounds.append(NORMAL.cdf(bias + z / (1 - acceleration * z)))
     low, high = np.quantile(drawn, bounds)
     return float(low), float(high)
+
+
+def minimum_detectable(sd: float, n_a: float, n_b: float, level: float = 0.05, power: float = 0.8) -> float:
+    """Return the difference of two means that a two-sided test at `level` finds with probability `power`.
+
+    sd: of one feature's score; n_a, n_b: features of each run. Normal approximation.
+    """
+    return (NORMAL.inv_cdf(1 - level / 2) + NORMAL.inv_cdf(power)) * sd * float(np.sqrt(1 / n_a + 1 / n_b))
 
 
 def _resampled_means(cell: Cell, draws: int, rng: np.random.Generator) -> Array:
