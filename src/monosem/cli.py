@@ -75,13 +75,32 @@ def evaluate(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the evaluation.")
     ] = None,
+    features: Annotated[int | None, typer.Option("--features", help="autointerp: how many of each run.")] = None,
+    explainer: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="autointerp: n2g, local, local:MODEL or MODEL@https://host/v1."),
+    ] = None,
+    simulator: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="autointerp: the same; without it the explainer.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="autointerp: only say what it would cost.")] = False,
 ) -> None:
     """Run one evaluation over a study's SAEs."""
+    from rich.console import Console
+
+    from monosem.progress import TerminalTicker
     from monosem.stages import run_evaluation
 
     loaded, folder = _load(study, None, None)
-    for line in run_evaluation(loaded, folder, name, runs, settings or []):
-        _say(line)
+    named = {"features": features, "explainer": explainer, "simulator": simulator}
+    values = [*(settings or []), *(f"{key}={value}" for key, value in named.items() if value is not None)]
+    ticker = TerminalTicker(Console(stderr=True))
+    try:
+        for line in run_evaluation(loaded, folder, name, runs, values, dry_run=dry_run, ticker=ticker):
+            _say(line)
+    except KeyboardInterrupt:
+        _say("stopped; the same command goes on, and answers on disk are not asked for again")
+        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -135,9 +154,11 @@ def draw(
 ) -> None:
     """Draw the features to be rated: a packet for the raters, and a key apart."""
     from monosem.rating.draw import draw as draw_features
+    from monosem.rating.store import writable
     from monosem.store import study_lock
 
-    with study_lock(_study_folder(folder)):
+    folder = _study_folder(folder)
+    with writable(folder), study_lock(folder):
         told = draw_features(
             folder, features=features, runs=runs, sampling=sampling, empty=empty, seed=seed, force=force
         )
@@ -183,9 +204,10 @@ def list_(what: Annotated[str, typer.Argument(help="variants, evals, formats or 
 def _study_folder(folder: Path) -> Path:
     from monosem.catalogue import find_study
 
-    if find_study(str(folder))[1] is None:
+    found = find_study(str(folder))[1]
+    if found is None:
         raise UserError(f"{folder}: a study folder is wanted here (one that `monosem compare` wrote)")
-    return folder
+    return found
 
 
 def _with_reference(settings: list[str] | None, reference: bool) -> list[str] | None:

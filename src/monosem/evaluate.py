@@ -31,7 +31,8 @@ def evaluate(
     """
     headers = {info.name: _header(evaluation, name, info, inputs, sources) for info in inputs.runs}
     wanted = [info for info in inputs.runs if fnmatch.fnmatch(info.name, only)]
-    todo = [info for info in wanted if not _current(inputs.folder, info, name, headers[info.name])]
+    partial = incomplete(inputs, name)
+    todo = [i for i in wanted if i.name in partial or not _current(inputs.folder, i, name, headers[i.name])]
     if todo:
         prepared = evaluation.prepare(inputs)
         for info in todo:
@@ -64,7 +65,18 @@ def _current(folder: Path, info: RunInfo, name: str, header: dict[str, Any]) -> 
 def _write(folder: Path, header: dict[str, Any], result: Result) -> None:
     write_atomic(folder / "rows.parquet", result.rows.write_parquet)
     scalars = {key: None if value is None else value.as_dict() for key, value in result.scalars.items()}
-    write_json(folder / "result.json", {"header": header, "scalars": scalars, "reasons": result.reasons})
+    stored = {"header": header, "scalars": scalars, "reasons": result.reasons}
+    write_json(folder / "result.json", stored | ({"incomplete": result.incomplete} if result.incomplete else {}))
+
+
+def incomplete(inputs: Inputs, name: str) -> dict[str, str]:
+    """Return what is missing from results of one evaluation, in words, by run; complete ones are left out."""
+    found = {}
+    for info in inputs.runs:
+        path = result_folder(inputs.folder, info.name, name) / "result.json"
+        if path.exists() and (missing := read_json(path).get("incomplete")):
+            found[info.name] = missing
+    return found
 
 
 def last_settings(evaluation: Evaluation, name: str, inputs: Inputs) -> dict[str, Any]:

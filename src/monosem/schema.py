@@ -93,6 +93,39 @@ METRICS: dict[str, Metric] = {
         "at most 2, or a score below 0.1 and a screen R^2 below 0.2; where none is rated or scored, the share that is "
         "unexplained by screens.",
     ),
+    "pearson": Metric(
+        "Interpretation score",
+        "correlation",
+        "Pearson's correlation of the activations that are predicted from a feature's explanation with the true ones, "
+        "over all scored tokens; mean over features, an undefined correlation counts as 0.",
+    ),
+    "spearman": Metric(
+        "Interpretation score, ranks", "correlation", "The same with Spearman's correlation (ranks, ties averaged)."
+    ),
+    "pearson_shuffled": Metric(
+        "Shuffled explanations", "correlation", "The same with another feature's explanation: should be near 0."
+    ),
+    "pearson_oracle": Metric(
+        "Oracle simulator", "correlation", "The same with the true activations on the judge's scale: the ceiling."
+    ),
+    "pearson_token_mean": Metric(
+        "Token-mean table",
+        "correlation",
+        "The same when each token gets its id's mean activation in the documents that explanations are made from.",
+    ),
+    "detection": Metric(
+        "Detection",
+        "balanced accuracy",
+        "How well a judge tells by the explanation on which windows of text the feature is active; 0.5 is chance.",
+    ),
+    "fuzzing": Metric(
+        "Fuzzing",
+        "balanced accuracy",
+        "How well a judge tells by the explanation whether the right tokens are marked; 0.5 is chance.",
+    ),
+    "failed_share": Metric(
+        "Failed", "fraction", "Share of the sampled features without a score because a judge failed."
+    ),
     "mean_activation": Metric(
         "Mean activation",
         "normalised units",

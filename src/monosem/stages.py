@@ -19,7 +19,7 @@ from monosem.config import Study, load_study, make_study, parse_setting
 from monosem.embedded import CORPUS_VERSION
 from monosem.environment import describe
 from monosem.evals import Inputs, evaluation_names, make_evaluation
-from monosem.evaluate import evaluate, last_settings
+from monosem.evaluate import evaluate, incomplete, last_settings
 from monosem.harvest import HARVEST_VERSION, harvest
 from monosem.kernels.settings import configure, reference_kernels
 from monosem.measuring import measure_inputs, measure_runs
@@ -89,11 +89,18 @@ def _run_stage(work: Work, name: str) -> None:
 
 
 def run_evaluation(
-    study: Study, folder: Path, name: str, runs: str = "*", settings: list[str] | None = None
+    study: Study,
+    folder: Path,
+    name: str,
+    runs: str = "*",
+    settings: list[str] | None = None,
+    *,
+    dry_run: bool = False,
+    ticker: Ticker | None = None,
 ) -> list[str]:
-    """Run the evaluation `name` (or `all`) over the runs whose name matches `runs`; return one line for each.
+    """Run the evaluation `name` (or `all`) over the runs whose name matches `runs`; return what to say, in lines.
 
-    Without settings those hold with which an evaluation was last run.
+    Without settings those hold with which an evaluation was last run. dry_run: only say what it would cost.
 
     Raises UserError for an unknown evaluation or setting, or when no run matches.
     """
@@ -104,14 +111,19 @@ def run_evaluation(
         if not fnmatch.filter([info.name for info in infos], runs):
             known = ", ".join(info.name for info in infos)
             raise UserError(f'--runs "{runs}": no run of this study matches; runs are {known}')
-        inputs = Inputs(folder, infos, study.file.measure.bootstrap, study.file.model.site, work.get_model)
+        file = study.file
+        inputs = Inputs(folder, infos, file.measure.bootstrap, file.model.site, work.get_model, ticker or Ticker())
         shared = measure_inputs(study, read_json(work.activations / "meta.json"))
         lines = []
         for one in evaluation_names() if name == "all" else [name]:
             evaluation = make_evaluation(one, values)
             if not values:
                 evaluation = make_evaluation(one, last_settings(evaluation, one, inputs))
+            if dry_run:
+                wanted = [info for info in infos if fnmatch.fnmatch(info.name, runs)]
+                return evaluation.estimate(replace(inputs, runs=wanted))
             done, reused = evaluate(evaluation, one, inputs, shared, runs)
+            lines += [f"{run}: incomplete, {why}; repeat this to go on" for run, why in incomplete(inputs, one).items()]
             lines.append(f"{one}: {done} runs judged, {reused} reused, {folder / 'results'}/<run>/{one}/result.json")
     return lines
 
