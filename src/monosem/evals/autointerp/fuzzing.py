@@ -2,9 +2,9 @@
 
 A judge reads the explanation and windows with some tokens marked, and says for each window whether the marks are right
 (section K.4). Right marks are the tokens with at least .3 of the window's largest activation. Wrong marks stand on
-tokens where the feature is silent, as many as it is active on in an activating window, on average (rounded up). That
-is often one more than there are right marks, so what counting them would score is reported, too; wrong_marks = "alike"
-takes as many as on the windows with right marks instead.
+tokens where the feature is silent, as many as on windows with right marks. Delphi's rule (`wrong_marks = "mean"`: as
+many as the feature is active on in an activating window, on average, rounded up) often gives one more, and counting
+marks then scores above .9 without reading; what counting would score is reported in either case.
 Everything is taken from the codes; no window is of a document that the explanation was made from. Imports no torch.
 """
 

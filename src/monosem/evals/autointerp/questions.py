@@ -119,6 +119,8 @@ def quoted(text: Sequence[str], marked: Sequence[bool] = ()) -> str:
 
 
 def _escaped(character: str) -> str:
+    if character in "<>":  # nothing in the text may become a tag or a special token
+        return f"\\u{ord(character):04x}"
     if character in (OPEN, CLOSE) or unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
         return json.dumps(character)[1:-1]
     return json.dumps(character, ensure_ascii=False)[1:-1]
