@@ -33,7 +33,7 @@ $(RUN): $(VENV)/created pyproject.toml constraints.txt
 
 $(DEV): $(RUN)
 	@echo "installing the development tools into $(VENV)"
-	$(BIN)/$(PIP) -c constraints.txt pytest pytest-xdist hypothesis ruff pyright import-linter playwright datasets "triton; platform_system == 'Linux'"
+	$(BIN)/$(PIP) -c constraints.txt pytest pytest-xdist hypothesis ruff pyright import-linter playwright httpx2 datasets "triton; platform_system == 'Linux'"
 	@touch $@
 
 setup: $(DEV)     ## create .venv and install everything for development
