@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; threads of tiny products only wait
 
@@ -96,3 +100,18 @@ def tiny_study(tiny_lm: Path, corpus: Path) -> dict[str, Any]:
             {"variant": "topk", "k": [4, 8]},
         ],
     }
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium; tests that want one are skipped, saying why, where none can be had."""
+    from monosem.report.screenshot import chromium
+    from monosem.types import UserError
+
+    opened = chromium()
+    try:
+        browser = opened.__enter__()
+    except UserError as error:
+        pytest.skip(str(error))
+    yield browser
+    opened.__exit__(None, None, None)

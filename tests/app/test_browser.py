@@ -12,9 +12,7 @@ import uvicorn
 
 from monosem.app import make_app
 from monosem.app.export import export
-from monosem.report.screenshot import chromium
 from monosem.serving import _bind
-from monosem.types import UserError
 
 from .study import DEAD, DENSE
 
@@ -37,17 +35,6 @@ PAGES = [
 
 def search(_run: str, text: str) -> list[tuple[str, list[tuple[int, float]]]]:
     return [(word, [(DENSE, 2.0), (9, 1.0)]) for word in text.split()]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    opened = chromium()
-    try:
-        browser = opened.__enter__()
-    except UserError as error:
-        pytest.skip(str(error))
-    yield browser
-    opened.__exit__(None, None, None)
 
 
 @pytest.fixture(scope="module")

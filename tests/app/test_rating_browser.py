@@ -18,8 +18,6 @@ import pytest
 from monosem.rating.analysis import analyse
 from monosem.rating.draw import draw
 from monosem.rating.store import Files, freeze, latest, read_records
-from monosem.report.screenshot import chromium
-from monosem.types import UserError
 
 from ..rating.study import make_study, packet_of, revealed
 
@@ -30,17 +28,6 @@ pytestmark = pytest.mark.browser
 
 WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 NOT_STORED = "Not stored yet"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    opened = chromium()
-    try:
-        browser = opened.__enter__()
-    except UserError as error:
-        pytest.skip(str(error))
-    yield browser
-    opened.__exit__(None, None, None)
 
 
 class Server:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from monosem.report import render
-from monosem.report.screenshot import chromium, main, screenshot
+from monosem.report.screenshot import main, screenshot
 from monosem.types import UserError
 
 from .fixture import make_run, write_charts, write_study, write_summary
@@ -23,17 +23,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.browser
 
 WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    opened = chromium()
-    try:
-        browser = opened.__enter__()
-    except UserError as error:
-        pytest.skip(str(error))
-    yield browser
-    opened.__exit__(None, None, None)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ import polars as pl
 from pydantic import TypeAdapter, ValidationError
 
 from monosem.progress import Ticker
-from monosem.schema import Chart
+from monosem.schema import Chart, Series
 from monosem.types import Estimate, UserError
 
 if TYPE_CHECKING:
@@ -146,6 +146,34 @@ def hyper_text(info: RunInfo) -> str:
     return ", ".join(
         f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in info.hyper.items()
     )
+
+
+def setting(info: RunInfo) -> str:
+    """Return a key that is equal for runs that differ in their seed only."""
+    return f"{info.variant} {info.d_sae} {hyper_text(info)}"
+
+
+def against_l0(name: str, judged: list[Judged], scalar: str, hover: Callable[[Judged, Estimate], str]) -> list[Series]:
+    """Return a line of a scalar against L0, through the means over seeds, with the interval of each point.
+
+    Nothing where no run has the scalar. hover: what a point says.
+    """
+    points = [(j, e) for j in judged if (e := j.result.scalars.get(scalar)) is not None]
+    points.sort(key=lambda point: point[0].value("l0"))
+    if not points:
+        return []
+    return [
+        Series(
+            name,
+            [j.value("l0") for j, _ in points],
+            [e.value for _, e in points],
+            group=name,
+            y_low=[e.low for _, e in points],
+            y_high=[e.high for _, e in points],
+            hover=[hover(j, e) for j, e in points],
+            join=[setting(j.info) for j, _ in points],
+        )
+    ]
 
 
 def at_like_l0(judged: list[Judged], l0: dict[str, float]) -> list[Judged]:

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from monosem.evals import Evaluation, Inputs, Judged, Result, RunInfo, hyper_text
+from monosem.evals import Evaluation, Inputs, Judged, Result, RunInfo, against_l0, hyper_text, setting
 from monosem.metrics import Curve, compare_at_matched_l0, downstream, intervals, reconstruction, resamples
 from monosem.schema import METRICS, Axis, Chart, Series
 from monosem.sums import read_heldout, read_sums
+from monosem.types import Estimate
 
 
 @dataclass(frozen=True)
@@ -93,32 +94,12 @@ def _lines(judged: list[Judged], name: str) -> list[Series]:
     """Return one line a variant, through the means over seeds, with the intervals of each point."""
     lines = []
     for variant in dict.fromkeys(j.info.variant for j in judged):
-        points = [j for j in judged if j.info.variant == variant and j.result.scalars.get(name) is not None]
-        points.sort(key=lambda j: j.value("l0"))
-        if not points:
-            continue
-        estimates = [j.result.scalars[name] for j in points]
-        l0s = [j.result.scalars["l0"] for j in points]
-        lines.append(
-            Series(
-                variant,
-                [e.value for e in l0s if e],
-                [e.value for e in estimates if e],
-                group=variant,
-                y_low=[e.low for e in estimates if e],
-                y_high=[e.high for e in estimates if e],
-                hover=[
-                    f"{j.info.name}\n{hyper_text(j.info)}\nseed {j.info.seed}, d_sae {j.info.d_sae}" for j in points
-                ],
-                join=[setting(j.info) for j in points],
-            )
-        )
+        lines += against_l0(variant, [j for j in judged if j.info.variant == variant], name, _hover)
     return lines
 
 
-def setting(info: RunInfo) -> str:
-    """Return a key that is equal for runs that differ in their seed only."""
-    return f"{info.variant} {info.d_sae} {hyper_text(info)}"
+def _hover(one: Judged, _: Estimate) -> str:
+    return f"{one.info.name}\n{hyper_text(one.info)}\nseed {one.info.seed}, d_sae {one.info.d_sae}"
 
 
 def curve(judged: list[Judged], variant: str) -> Curve | None:

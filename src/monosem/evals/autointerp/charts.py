@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from monosem.bootstrap import Cell, bca, minimum_detectable
-from monosem.evals import Judged, at_like_l0, hyper_text
+from monosem.evals import Judged, against_l0, at_like_l0
 from monosem.evals.autointerp.controls import CONTROLS
 from monosem.evals.autointerp.table import SCORER_COLUMNS, values_of
 from monosem.metrics import Array
@@ -151,22 +151,8 @@ def _lines(judged: list[Judged]) -> Chart:
 
 
 def _line(name: str, judged: list[Judged], scalar: str) -> list[Series]:
-    points = [(j, e) for j in judged if (e := j.result.scalars[scalar]) is not None and j.value("l0") > 0]
-    points.sort(key=lambda point: point[0].value("l0"))
-    if not points:
-        return []
-    return [
-        Series(
-            name,
-            [j.value("l0") for j, _ in points],
-            [e.value for _, e in points],
-            group=name,
-            y_low=[e.low for _, e in points],
-            y_high=[e.high for _, e in points],
-            hover=[f"{j.info.name}\n{e.n} features" for j, e in points],
-            join=[f"{j.info.variant} {j.info.d_sae} {hyper_text(j.info)}" for j, _ in points],
-        )
-    ]
+    firing = [j for j in judged if j.value("l0") > 0]
+    return against_l0(name, firing, scalar, lambda one, e: f"{one.info.name}\n{e.n} features")
 
 
 def _by_group(judged: list[Judged]) -> Chart:

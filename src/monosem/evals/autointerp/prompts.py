@@ -72,10 +72,11 @@ DEMONSTRATIONS: tuple[tuple[str, tuple[tuple[tuple[str, ...], tuple[float, ...]]
 
 def quoted(tokens: Sequence[str]) -> str:
     """Return a text as one JSON string on one line, free of angle brackets, marks and invisible characters."""
-    return '"' + "".join(_escaped(character) for token in tokens for character in token) + '"'
+    return '"' + "".join(escaped(character) for token in tokens for character in token) + '"'
 
 
-def _escaped(character: str) -> str:
+def escaped(character: str) -> str:
+    """Return a character of a JSON string, escaped if it could end its line, become a tag or a mark, or isn't seen."""
     if character in "<>" + MARKS or unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp"):
         return (
             "".join(f"\\u{ord(unit):04x}" for unit in _units(character))

@@ -6,20 +6,19 @@ mark; so it can't leave its place. Imports no torch.
 
 from __future__ import annotations
 
-import json
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from monosem.evals.autointerp.prompts import MARKS, escaped
 from monosem.judges import Answer, Judge, Request
 
 Kind = Literal["window", "token", "marks"]
 EACH, PER_PROMPT = 50, 5  # items of either kind, and items of one question
-OPEN, CLOSE = "«", "»"
+OPEN, CLOSE = MARKS
 LONGEST_EXPLANATION = 1000  # characters
 MIN_EACH = 5  # items that should, and that should not, be answered with 1; with fewer there is no score
 ENTRY_TOKENS = 4  # of an answer, for each entry
@@ -113,17 +112,9 @@ def quoted(text: Sequence[str], marked: Sequence[bool] = ()) -> str:
         now = bool(marked[i]) if len(marked) else False
         if now != inside:
             parts.append(OPEN if now else CLOSE)
-        parts.append("".join(_escaped(c) for c in token))
+        parts.append("".join(escaped(c) for c in token))
         inside = now
     return f'"{"".join(parts)}{CLOSE if inside else ""}"'
-
-
-def _escaped(character: str) -> str:
-    if character in "<>":  # nothing in the text may become a tag or a special token
-        return f"\\u{ord(character):04x}"
-    if character in (OPEN, CLOSE) or unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-        return json.dumps(character)[1:-1]
-    return json.dumps(character, ensure_ascii=False)[1:-1]
 
 
 def requests_of(trial: Trial, explanation: str) -> list[Request]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from monosem.evals import Judged, hyper_text
+from monosem.evals import Judged, against_l0
 from monosem.evals.dense.verdicts import ALIGNED, BANDS, DENSE, EXPLAINED, PATHOLOGICAL, is_judged
 from monosem.schema import METRICS, Axis, Chart, Series
 from monosem.types import Estimate
@@ -66,22 +66,12 @@ def _lines(judged: list[Judged], name: str) -> list[Series]:
     """Return one line a variant against L0, with intervals, through the means over seeds."""
     lines = []
     for variant in dict.fromkeys(j.info.variant for j in judged):
-        points = [(j, e) for j in judged if j.info.variant == variant and (e := j.result.scalars[name]) is not None]
-        points.sort(key=lambda point: point[0].value("l0"))
-        if points:
-            lines.append(
-                Series(
-                    variant,
-                    [j.value("l0") for j, _ in points],
-                    [e.value for _, e in points],
-                    group=variant,
-                    y_low=[e.low for _, e in points],
-                    y_high=[e.high for _, e in points],
-                    hover=[f"{j.info.name}\n{_dense(j).height} features above 10 %" for j, _ in points],
-                    join=[f"{j.info.d_sae} {hyper_text(j.info)}" for j, _ in points],
-                )
-            )
+        lines += against_l0(variant, [j for j in judged if j.info.variant == variant], name, _hover)
     return lines
+
+
+def _hover(one: Judged, _: Estimate) -> str:
+    return f"{one.info.name}\n{_dense(one).height} features above 10 %"
 
 
 def _answer(judged: list[Judged]) -> Chart:
