@@ -92,35 +92,44 @@ def test_sampling_depends_on_the_seed_alone(judge):
 def brute(judge, slots: Slots) -> np.ndarray:
     """The chances of choices by a forward pass for each place and choice; longer choices taken off by their text."""
     prompt = judge.prompts.tokens(slots.messages)
-    tokens, counts = judge.prompts.places(slots.prefix, slots.at)
-    result = np.zeros((len(slots.at), len(slots.choices)))
-    for p, count in enumerate(counts):
-        for c, choice in enumerate(slots.choices):
-            ids = list(judge.prompts.choice(choice))
-            with torch.no_grad():
-                logits = judge.model.lm(torch.tensor([prompt + tokens[:count] + ids])).logits[0].double()
-            rows = logits.log_softmax(-1)[-len(ids) - 1 : -1]
-            result[p, c] = rows[range(len(ids)), ids].sum().exp()
+    bridge = list(judge.prompts.choice(slots.bridge)) if slots.bridge else []
+    result = []
+    for text, at in zip(slots.texts, slots.at, strict=True):
+        tokens, counts = judge.prompts.places(text, at)
+        for count in counts:
+            result.append([0.0] * len(slots.choices))
+            for c, choice in enumerate(slots.choices):
+                ids = list(judge.prompts.choice(choice))
+                with torch.no_grad():
+                    logits = judge.model.lm(torch.tensor([prompt + tokens[:count] + bridge + ids])).logits[0].double()
+                rows = logits.log_softmax(-1)[-len(ids) - 1 : -1]
+                result[-1][c] = float(rows[range(len(ids)), ids].sum().exp())
+    found = np.array(result)
     ten, one = slots.choices.index(" 10"), slots.choices.index(" 1")
-    result[:, one] -= result[:, ten]
-    return result
+    found[:, one] -= found[:, ten]
+    return found
 
 
 CHOICES = tuple(f" {n}" for n in range(11))
 
 
-def slots_of(words: str, system: str = FEW) -> Slots:
-    prefix = "".join(f"{word}\t unknown\n" for word in words.split())
-    at = tuple(i + 1 for i, c in enumerate(prefix) if c == "\t")
-    return Slots((("system", system), ("user", "a cat")), prefix, at, CHOICES)
+def slots_of(*texts: str, system: str = FEW, bridge: str = "\t") -> Slots:
+    at = tuple(tuple(i + 1 for i, c in enumerate(text) if c == " ") for text in texts)
+    return Slots((("system", system), ("user", "a cat")), texts, at, CHOICES, bridge)
 
 
 def test_chances_equal_a_forward_pass_for_each(judge):
-    slots = [slots_of("the old cat"), slots_of("red"), slots_of("it was a dog", "of"), slots_of("blue")]
+    slots = [
+        slots_of("the old cat ", "red ", "it was "),
+        slots_of("red ", bridge=""),
+        slots_of("it was a dog ", "of ", system="of"),
+        slots_of("blue stone ", "blue stone ", bridge=" was\t"),
+    ]
+    slots.append(Slots((("user", "a cat"),), ("", "red"), ((0,), (0, 3)), CHOICES))
     assert len(judge.prompts.choice(" 10")) > 1
     for one, chances in zip(slots, judge.chances(slots), strict=True):
         np.testing.assert_allclose(chances, brute(judge, one), atol=1e-6)
-        assert chances.shape == (len(one.at), 11)
+        assert chances.shape == (one.places, 11)
         assert (chances.sum(1) <= 1).all()
     spent = judge.spent.tokens
     again = judge.chances(slots)
@@ -128,12 +137,19 @@ def test_chances_equal_a_forward_pass_for_each(judge):
     assert judge.spent.tokens == spent > 0
 
 
+def test_no_text_sees_another(judge):
+    texts = ("the old cat ", "red ", "it was a dog ")
+    (together,) = judge.chances([slots_of(*texts)])
+    alone = np.concatenate(judge.chances([slots_of(text) for text in texts]))
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
 def test_what_does_not_fit_fails_with_a_reason(judge):
     long, short = asks("tree " * 200, "red", max_tokens=4)
     answers = judge.ask([long, short])
     assert "more than the 128 that the model takes" in str(answers[0].reason)
     assert answers[1].text
-    assert judge.chances([slots_of("tree " * 100), slots_of("red")])[0] is None
+    assert judge.chances([slots_of("tree " * 100), slots_of("red ")])[0] is None
 
 
 def test_the_budget_holds_for_a_local_model(model, tmp_path):
@@ -141,7 +157,7 @@ def test_the_budget_holds_for_a_local_model(model, tmp_path):
     answers = judge.ask(asks("red", "blue", "old", max_tokens=5))
     assert {a.reason for a in answers} == {None, "budget"}
     assert 0 < judge.spent.tokens <= 150
-    assert judge.chances([slots_of("red")]) == [None]
+    assert judge.chances([slots_of("red ")]) == [None]
 
 
 def test_the_estimate_is_exact_but_for_the_length_of_answers(judge):
@@ -151,6 +167,12 @@ def test_the_estimate_is_exact_but_for_the_length_of_answers(judge):
     assert cost.prompt_tokens == judge.spent.prompt_tokens
     assert cost.completion_tokens == 10 >= judge.spent.completion_tokens
     assert judge.estimate(requests).tokens == 0
+    places = [slots_of("the old cat ", "red ")]
+    cost = judge.estimate(places)
+    before = judge.spent.tokens
+    judge.chances(places)
+    assert cost.tokens == judge.spent.tokens - before > 0
+    assert judge.estimate(places).tokens == 0
 
 
 def test_text_cannot_pose_as_a_message(model):
@@ -195,7 +217,8 @@ def test_the_embedded_model_answers(tmp_path):
     judge = make_judge("local", cache=tmp_path)
     answers = judge.ask([Request((("user", "What is the capital of France?"),), max_tokens=12, top_logprobs=3)])
     assert "Paris" in str(answers[0].text)
-    prefix = "one\t1\ntwo\t2\nthree\t3\nfour\t4\nfive\tunknown"
-    (chances,) = judge.chances([Slots((("user", "Copy."),), prefix, (len(prefix) - 7,), tuple(map(str, range(11))))])
+    text = "one\t1\ntwo\t2\nthree\t3\nfour\t4\nfive"
+    slots = Slots((("user", "Copy."),), (text,), ((len(text),),), tuple(map(str, range(11))), "\t")
+    (chances,) = judge.chances([slots])
     assert chances is not None
     assert chances[0].argmax() == 5

@@ -206,7 +206,8 @@ def test_a_script(tmp_path: Path):
     assert [(a.text, a.reason) for a in answers] == [("about cats", None), (None, "no luck"), ("nothing", None)]
     assert judge.gives_logprobs
     assert judge.reads_slots
-    (chances, none) = judge.chances([Slots((), "slots", (0, 2), ("0", "1")), Slots((), "other", (0,), ("0",))])
+    slots = Slots((), ("slots", "a"), ((0, 2), ()), ("0", "1"))
+    (chances, none) = judge.chances([slots, Slots((), ("other",), ((0,),), ("0",))])
     np.testing.assert_array_equal(chances, [[0.5, 0.25]] * 2)
     assert none is None
     path.write_text('{"rules": [{"contains": 3}]}')
@@ -228,6 +229,6 @@ def test_shapes_that_make_no_sense_are_refused():
         Answer("text", "reason")
     for at in ((3, 1), (1, 1), (9,)):
         with pytest.raises(ValueError, match="offsets"):
-            Slots((), "text", at, ("0",))
+            Slots((), ("text",), (at,), ("0",))
     with pytest.raises(ValueError, match="choices"):
-        Slots((), "text", (0,), ("0", "0"))
+        Slots((), ("text",), ((0,),), ("0", "0"))

@@ -10,11 +10,11 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from monosem.judges.budget import Budget, Cost, message_tokens
+from monosem.judges.budget import Budget, Cost, message_tokens, text_tokens
 from monosem.judges.cache import AnswerLog
 from monosem.store import value_hash
 from monosem.types import UserError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "Budget", "Cost", "Judge", "Request", "Slots", "make_judge"]
 
+T = TypeVar("T")
 Progress = Callable[[int], object]
 Deliver = Callable[[int, "Answer"], None]
 DeliverChances = Callable[[int, "np.ndarray | None", int], None]
@@ -33,8 +34,9 @@ DeliverChances = Callable[[int, "np.ndarray | None", int], None]
 class Request:
     """One question: messages of (role, text), with role `system`, `user` or `assistant`.
 
-    A last message of the assistant is the beginning of the answer, and the answer continues it. max_tokens: largest
-    number of generated tokens; top_logprobs: above 0, how many candidates of each generated token are wanted.
+    A last message of the assistant is the beginning of the answer, and the answer continues it (where the judge
+    `continues`). max_tokens: largest number of generated tokens; top_logprobs: above 0, how many candidates of each
+    generated token are wanted.
     """
 
     messages: tuple[tuple[str, str], ...]
@@ -72,25 +74,32 @@ class Answer:
 
 @dataclass(frozen=True)
 class Slots:
-    """A text with places at which the chances of the next words are wanted, without generating anything.
+    """Texts with places at which the chances of the next words are wanted, without generating anything.
 
-    prefix: the assistant's answer as given; at: rising character offsets in it, before which the chances are read;
-    choices: what could stand there, such as " 0" to " 10". A choice may be several tokens, and one choice may begin
-    another: the chance of "1" is that of "1" without "10" if both are choices.
+    texts: beginnings of the answer, each for itself: none sees another. at: for each text, rising character offsets in
+    it at which it is cut off, and the chances are read behind `bridge`, such as a tab. choices: what could stand there,
+    such as "0" to "10". A choice may be several tokens, and one choice may begin another: the chance of "1" is that of
+    "1" without "10" if both are choices.
     """
 
     messages: tuple[tuple[str, str], ...]
-    prefix: str
-    at: tuple[int, ...]
+    texts: tuple[str, ...]
+    at: tuple[tuple[int, ...], ...]
     choices: tuple[str, ...]
+    bridge: str = ""
 
     def __post_init__(self) -> None:
         """Refuse places outside the prefix or out of order, and choices that are empty or there twice."""
-        inside = all(0 <= place <= len(self.prefix) for place in self.at)
-        if not inside or list(self.at) != sorted(set(self.at)):
-            raise ValueError("at: offsets must rise and lie within prefix")
+        for text, at in zip(self.texts, self.at, strict=True):
+            if not all(0 <= place <= len(text) for place in at) or list(at) != sorted(set(at)):
+                raise ValueError("at: offsets must rise and lie within their text")
         if not all(self.choices) or len(set(self.choices)) != len(self.choices):
             raise ValueError("choices: must differ and not be empty")
+
+    @property
+    def places(self) -> int:
+        """Number of places in all texts."""
+        return sum(map(len, self.at))
 
 
 class Judge:
@@ -101,6 +110,7 @@ class Judge:
     """
 
     reads_slots = False
+    continues = False  # whether it goes on with a beginning of its answer: chat endpoints differ in that
 
     def __init__(
         self, name: str, identity: Any, log: AnswerLog | None, budget: Budget, seed: int = 0, dry: bool = False
@@ -131,11 +141,11 @@ class Judge:
         """
         self.prepare()
         answers: dict[Request, Answer] = {}
-        wanted = [dataclasses.replace(one, seed=one.seed + self.seed) for one in requests]
+        wanted = [self._seeded(one) for one in requests]
         count = _counts(wanted)
         missing: list[Request] = []
         for request in count:
-            found = self._cached(request)
+            found = self._kept(request)
             if found is None:
                 missing.append(request)
             else:
@@ -154,17 +164,17 @@ class Judge:
         return [answers[request] for request in wanted]
 
     def chances(self, slots: Sequence[Slots], progress: Progress = lambda n: None) -> list[np.ndarray | None]:
-        """Return, for each text, the chances of its choices at its places, float64 [places, choices]; None: failed.
+        """Return, for each, the chances of the choices at the places of all its texts, float64 [places, choices].
 
-        Rows sum to at most 1, the rest is everything that is not a choice. Only judges with `reads_slots` give any.
+        None: failed. Rows sum to at most 1, the rest is everything that is not a choice. Only judges with `reads_slots`
+        give any.
         """
         self.prepare()
         found: dict[Slots, np.ndarray | None] = {}
         count = _counts(slots)
         missing: list[Slots] = []
         for one in count:
-            kept = self.log.get(self._key(one)) if self.log else None
-            chances = _read_chances(kept, one)
+            chances = self._kept(one)
             if chances is None:
                 missing.append(one)
             else:
@@ -185,21 +195,21 @@ class Judge:
             self._chances(missing, deliver)
         return [found[one] for one in slots]
 
-    def estimate(self, requests: Sequence[Request]) -> Cost:
-        """Return what `ask` would cost at most, if every answer is as long as it may be. Sends nothing.
+    def estimate(self, asked: Sequence[Request | Slots]) -> Cost:
+        """Return what `ask` or `chances` would cost at most, if every answer is as long as it may be. Sends nothing.
 
         Prompt tokens are counted by the judge's tokenizer where it has one, else estimated from the text.
         """
         self.prepare()
-        distinct = list(_counts(dataclasses.replace(one, seed=one.seed + self.seed) for one in requests))
-        fresh = [one for one in distinct if self._cached(one) is None]
+        fresh = [one for one in _counts(map(self._seeded, asked)) if self._kept(one) is None]
         prompt = sum(self.prompt_tokens(one) for one in fresh)
-        cost = self.budget.cost(prompt, sum(one.max_tokens for one in fresh))
-        return dataclasses.replace(cost, requests=len(fresh), cached=len(requests) - len(fresh))
+        cost = self.budget.cost(prompt, sum(one.max_tokens for one in fresh if isinstance(one, Request)))
+        return dataclasses.replace(cost, requests=len(fresh), cached=len(asked) - len(fresh))
 
-    def prompt_tokens(self, request: Request) -> int:
-        """Return the number of tokens of a prompt; here an estimate from the text."""
-        return message_tokens(request.messages)
+    def prompt_tokens(self, asked: Request | Slots) -> int:
+        """Return the number of tokens of a question; here an estimate from the text."""
+        texts = asked.texts if isinstance(asked, Slots) else ()
+        return message_tokens(asked.messages) + sum(map(text_tokens, texts))
 
     def keep(self, request: Request, answer: Answer) -> Answer:
         """Store a whole, successful answer on disk and return it."""
@@ -212,8 +222,14 @@ class Judge:
         kind = type(asked).__name__.lower()
         return value_hash({"judge": self.identity, kind: dataclasses.asdict(asked)})
 
-    def _cached(self, request: Request) -> Answer | None:
-        kept = self.log.get(self._key(request)) if self.log else None
+    def _seeded(self, asked: T) -> T:
+        return dataclasses.replace(asked, seed=asked.seed + self.seed) if isinstance(asked, Request) else asked
+
+    def _kept(self, asked: Any) -> Any:
+        """Return what is on disk for a question: an `Answer`, or chances; None where there is nothing."""
+        kept = self.log.get(self._key(asked)) if self.log else None
+        if isinstance(asked, Slots):
+            return _read_chances(kept, asked)
         try:
             if kept is None:
                 return None
@@ -237,7 +253,7 @@ def _read_chances(kept: Any, slots: Slots) -> np.ndarray | None:
         chances = np.array(kept["chances"], dtype=np.float64)
     except (KeyError, TypeError, ValueError):
         return None
-    return chances if chances.shape == (len(slots.at), len(slots.choices)) else None
+    return chances if chances.shape == (slots.places, len(slots.choices)) else None
 
 
 def _counts(items: Iterable[Any]) -> dict[Any, int]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,15 +22,27 @@ Next = Callable[[int, Tensor], int | None]
 
 @dataclass(frozen=True)
 class Places:
-    """A row of tokens with places in it.
+    """A prompt and texts that follow it, each for itself, with places in them.
 
-    tokens: the row; at: for each place, the number of tokens before it (at least 1); nodes: beginnings of choices that
-    are tried at every place, the empty one first, each after its parent.
+    prompt: its tokens, at least 1; texts: tokens of each, and for each of its places the number of them before it;
+    nodes: what is tried at every place, the empty sequence first, each after its parent; of these the last `read` are
+    read.
     """
 
-    tokens: list[int]
-    at: list[int]
+    prompt: list[int]
+    texts: list[tuple[list[int], list[int]]]
     nodes: Sequence[tuple[int, ...]]
+    read: int
+
+    @property
+    def places(self) -> int:
+        """Number of places in all texts."""
+        return sum(len(at) for _, at in self.texts)
+
+    @property
+    def behind(self) -> int:
+        """Number of tokens that are read behind the prompt."""
+        return sum(max(at, default=0) for _, at in self.texts) + (len(self.nodes) - 1) * self.places
 
 
 def shared_length(rows: Rows) -> int:
@@ -106,13 +119,12 @@ class Batches:
 
     @torch.inference_mode()
     def read(self, rows: Sequence[Places], take: Callable[[int, Tensor], Any]) -> None:
-        """Call `take(row number, log probabilities [places, nodes, vocabulary])` for every row, in order.
+        """Call `take(row number, log probabilities [places, nodes read, vocabulary])` for every row, in order.
 
-        A node's tokens stand behind the row, at the positions that they would have, and see what is before their place
-        and the tokens of their own beginning: one forward pass reads all places and nodes.
+        Texts stand one behind the other, and the nodes behind their text, but each token has the position that it would
+        have alone, and sees what would be before it: one forward pass reads all places and nodes of all texts.
         """
-        most = min(min(row.at) for row in rows) - 1
-        shared, cache = self._begin([row.tokens for row in rows], most)
+        shared, cache = self._begin([row.prompt for row in rows], min(len(row.prompt) for row in rows) - 1)
         laid = [_laid(row, shared) for row in rows]
         width = max(len(tokens) for tokens, _, _, _ in laid)
         mask = torch.zeros(len(rows), width, shared + width, dtype=torch.bool)
@@ -123,7 +135,7 @@ class Batches:
         wanted = torch.zeros(len(rows), width, dtype=torch.bool)
         for i, (tokens, position, seen, read) in enumerate(laid):
             n = len(tokens)
-            mask[i, :n, shared : shared + n] = seen
+            mask[i, :n, shared : shared + n] = torch.from_numpy(seen)
             places[i, :n] = torch.tensor(position)
             wanted[i, sorted(set(read))] = True
         ids = _padded([tokens for tokens, _, _, _ in laid], width, self.device)
@@ -134,7 +146,7 @@ class Batches:
             part = logits[start : start + len(order)].float().log_softmax(-1)
             start += len(order)
             index = torch.tensor([order[place] for place in read], device=self.device)
-            take(i, part[index].unflatten(0, (len(row.at), len(row.nodes))))
+            take(i, part[index].unflatten(0, (row.places, row.read)))
 
     def _begin(self, rows: Rows, most: int) -> tuple[int, Any]:
         """Return the length of the shared beginning, at most `most`, and a cache that holds it for every row."""
@@ -170,25 +182,31 @@ class Batches:
         return output.logits[0]
 
 
-def _laid(row: Places, shared: int) -> tuple[list[int], list[int], Tensor, list[int]]:
+def _laid(row: Places, shared: int) -> tuple[list[int], list[int], np.ndarray, list[int]]:
     """Lay a row out behind its beginning: tokens, positions, what each sees [n, n], and where each node is read."""
-    tail = list(row.tokens[shared : max(row.at)])
-    tokens, position = list(tail), list(range(shared, shared + len(tail)))
-    extra = len(row.nodes) - 1
-    total = len(tail) + extra * len(row.at)
-    seen = torch.zeros(total, total, dtype=torch.bool)
-    seen[: len(tail), : len(tail)] = torch.ones(len(tail), len(tail), dtype=torch.bool).tril()
+    rest = len(row.prompt) - shared
+    tokens, position = row.prompt[shared:], list(range(shared, len(row.prompt)))
+    seen = np.zeros((rest + row.behind, rest + row.behind), dtype=bool)
+    seen[:rest, :rest] = np.tri(rest, dtype=bool)
     read = []
-    for at in row.at:
-        spot: dict[tuple[int, ...], int] = {(): at - 1 - shared}
-        for node in row.nodes[1:]:
-            here = len(tokens)
-            tokens.append(node[-1])
-            position.append(at + len(node) - 1)
-            seen[here] = seen[spot[node[:-1]]]
-            seen[here, here] = True
-            spot[node] = here
-        read += [spot[node] for node in row.nodes]
+
+    def add(token: int, parent: int) -> int:
+        here = len(tokens)
+        seen[here] = seen[parent]
+        seen[here, here] = True
+        position.append(position[parent] + 1)
+        tokens.append(token)
+        return here
+
+    for text, at in row.texts:
+        spots = [rest - 1]
+        for token in text[: max(at, default=0)]:
+            spots.append(add(token, spots[-1]))
+        for place in at:
+            spot: dict[tuple[int, ...], int] = {(): spots[place]}
+            for node in row.nodes[1:]:
+                spot[node] = add(node[-1], spot[node[:-1]])
+            read += [spot[node] for node in row.nodes[-row.read :]]
     return tokens, position, seen, read
 
 

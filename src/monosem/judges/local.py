@@ -45,6 +45,7 @@ class LocalJudge(Judge):
     """
 
     reads_slots = True
+    continues = True
 
     def __init__(
         self,
@@ -102,9 +103,12 @@ class LocalJudge(Judge):
             self.identity = {"local": self.model.identity, "prompts": VERSION}
             self.log = AnswerLog(self.folder, self.name, self.identity)
 
-    def prompt_tokens(self, request: Request) -> int:
-        """Return the number of tokens of a prompt."""
-        return len(self.prompts.tokens(request.messages))
+    def prompt_tokens(self, asked: Request | Slots) -> int:
+        """Return the number of tokens of a question."""
+        if isinstance(asked, Slots):
+            places, _ = self._places(asked)
+            return len(places.prompt) + places.behind
+        return len(self.prompts.tokens(asked.messages))
 
     def _room(self) -> int:
         return int(getattr(self.model.lm.config, "max_position_embeddings", None) or 1 << 30)
@@ -185,30 +189,31 @@ class LocalJudge(Judge):
         return Answer(text, None, tuple(one.tokens), one.prompt, len(one.ids))
 
     def _chances(self, slots: list[Slots], deliver: DeliverChances) -> None:
-        rows, extra, tries = [], [], []
-        for one in slots:
-            prompt = self.prompts.tokens(one.messages)
-            tokens, counts = self.prompts.places(one.prefix, one.at)
-            trie = Trie([self.prompts.choice(text) for text in one.choices])
-            tries.append(trie)
-            rows.append(Places(prompt + tokens, [len(prompt) + n for n in counts], trie.nodes))
-            extra.append((len(trie.nodes) - 1) * len(one.at))
+        rows, tries = map(list, zip(*map(self._places, slots), strict=True))
         room = self._room()
         left = []
         for i, row in enumerate(rows):
-            if row.at and len(row.tokens) <= room:
+            deepest = len(row.prompt) + max((len(text) for text, _ in row.texts), default=0) + len(row.nodes[-1])
+            if row.places and deepest <= room:
                 left.append(i)
             else:
                 deliver(i, None, 0)
-        widest = max((len(rows[i].at) * len(rows[i].nodes) for i in left), default=1)
+        widest = max((rows[i].places * rows[i].read for i in left), default=1)
         most = max(1, min(ROWS, LOGITS // widest))
-        for batch in batched([rows[i].tokens for i in left], [extra[i] for i in left], TOKENS, most):
+        for batch in batched([rows[i].prompt for i in left], [rows[i].behind for i in left], TOKENS, most):
             self._read_batch([left[n] for n in batch], rows, tries, deliver)
+
+    def _places(self, one: Slots) -> tuple[Places, Trie]:
+        trie = Trie([self.prompts.choice(text) for text in one.choices])
+        bridge = self.prompts.choice(one.bridge) if one.bridge else ()
+        nodes = [*(bridge[:n] for n in range(len(bridge))), *(bridge + node for node in trie.nodes)]
+        texts = [self.prompts.places(text, at) for text, at in zip(one.texts, one.at, strict=True)]
+        return Places(self.prompts.tokens(one.messages), texts, nodes, len(trie.nodes)), trie
 
     def _read_batch(self, batch: Sequence[int], rows: list[Places], tries: list[Trie], deliver: DeliverChances) -> None:
         held = []
         for i in batch:
-            if self.budget.hold(len(rows[i].tokens), 0):
+            if self.budget.hold(len(rows[i].prompt) + rows[i].behind, 0):
                 held.append(i)
             else:
                 deliver(i, None, 0)
@@ -219,7 +224,7 @@ class LocalJudge(Judge):
             i = held[n]
             nodes, tokens = zip(*tries[i].steps, strict=True)
             chances = tries[i].chances(logprobs[:, list(nodes), list(tokens)].double().cpu().numpy())
-            size = len(rows[i].tokens)
+            size = len(rows[i].prompt) + rows[i].behind
             self.budget.settle(size, 0, self.budget.cost(size, 0))
             deliver(i, chances, size)
 

@@ -67,8 +67,8 @@ class ScriptedJudge(Judge):
             return default if rule is None else rule.get("answer") or Answer.failed(rule.get("reason") or "scripted")
 
         def read(slots: Slots) -> Any:
-            rule = _first(rules, (*slots.messages, ("assistant", slots.prefix)), ("chances",))
-            return None if rule is None else np.tile(np.array(rule["chances"], dtype=np.float64), (len(slots.at), 1))
+            rule = _first(rules, (*slots.messages, ("assistant", "\n".join(slots.texts))), ("chances",))
+            return None if rule is None else np.tile(np.array(rule["chances"], dtype=np.float64), (slots.places, 1))
 
         reads = any("chances" in rule for rule in rules)
         name, logprobs = f"scripted:{path.name}", bool(script.get("gives_logprobs"))
@@ -93,7 +93,7 @@ class ScriptedJudge(Judge):
 
     def _chances(self, slots: list[Slots], deliver: DeliverChances) -> None:
         for i, one in enumerate(slots):
-            prompt = message_tokens(one.messages) + text_tokens(one.prefix)
+            prompt = message_tokens(one.messages) + sum(map(text_tokens, one.texts))
             if not self.budget.hold(prompt, 0):
                 deliver(i, None, 0)
                 continue
@@ -104,7 +104,7 @@ class ScriptedJudge(Judge):
 
 def _checked(chances: Any, slots: Slots) -> np.ndarray:
     array = np.asarray(chances, dtype=np.float64)
-    whole = array.shape == (len(slots.at), len(slots.choices)) and bool(np.isfinite(array).all())
+    whole = array.shape == (slots.places, len(slots.choices)) and bool(np.isfinite(array).all())
     if not whole or (array < 0).any() or (array.sum(1) > 1 + 1e-9).any():
         raise UserError(f"scripted chances: want {len(slots.choices)} numbers >= 0 a place that sum to at most 1")
     return array

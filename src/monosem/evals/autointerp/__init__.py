@@ -32,10 +32,10 @@ from monosem.evals.autointerp.pipeline import (
 )
 from monosem.evals.autointerp.records import PRESETS
 from monosem.evals.autointerp.scores import expected_value, record_scores, score
-from monosem.evals.autointerp.simulate import Job, Simulated, mode_of, simulation_requests
+from monosem.evals.autointerp.simulate import Job, Simulated, mode_of, simulation_requests, simulation_slots
 from monosem.evals.autointerp.table import as_table, scalars_of
 from monosem.firings import Firings, open_firings
-from monosem.judges import Cost, Judge, make_judge
+from monosem.judges import Cost, Judge, Request, Slots, make_judge
 from monosem.metrics import Array
 from monosem.passages import Passages, open_passages
 from monosem.schema import Chart
@@ -162,11 +162,17 @@ class Autointerp(Evaluation):
         drawn = draw(_codes(info, p.inputs), p.passages, self.features, self.preset, self.seed)
         cost = Cost()
         if p.explainer:
-            cost += p.explainer.estimate(explanation_requests([d.split for d in drawn], self.preset, self.seed))
+            cost += p.explainer.estimate(
+                explanation_requests([d.split for d in drawn], self.preset, self.seed, p.explainer.continues)
+            )
         if p.simulator:
             jobs = [Job(d.split.feature, PLACEHOLDER, d.split.score) for d in drawn]
             mode, levels = mode_of(p.simulator), PRESETS[self.preset].levels
-            asked = simulation_requests(jobs, mode, levels, self.per_request, self.seed)
+            asked: Sequence[Request | Slots] = (
+                simulation_slots(jobs, levels)
+                if mode == "slots"
+                else simulation_requests(jobs, mode, levels, self.per_request, self.seed)
+            )
             cost += p.simulator.estimate(asked) + p.simulator.estimate(asked)  # by the own and by another explanation
             for name in self.scorers:
                 make, requests_of, _ = SCORERS[name]

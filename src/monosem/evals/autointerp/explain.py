@@ -11,6 +11,7 @@ from monosem.evals.autointerp.records import PRESETS, Split
 from monosem.judges import Answer, Judge, Request
 
 ANSWER_TOKENS = 300  # of an explanation with some thinking before it
+STEM, CONTINUED = "Explanation: it responds to", 60  # how an answer has to begin where it can be forced, and its tokens
 RETRIES = 2
 WARM = 0.7  # temperature of a retry: the same question at 0 has the same answer
 MALFORMED = "malformed answer"
@@ -27,18 +28,20 @@ class Explained(NamedTuple):
     completion_tokens: int = 0
 
 
-def explanation_requests(splits: Sequence[Split], preset: str, seed: int = 0) -> list[Request]:
-    """Return one question a feature."""
-    rules = PRESETS[preset]
-    return [Request(explanation_messages(split, rules), max_tokens=ANSWER_TOKENS, seed=seed) for split in splits]
+def explanation_requests(splits: Sequence[Split], preset: str, seed: int = 0, continues: bool = False) -> list[Request]:
+    """Return one question a feature; where the judge continues an answer, it is forced after a stem (section K.2)."""
+    rules, stem = PRESETS[preset], (("assistant", STEM),) if continues else ()
+    most = CONTINUED if continues else ANSWER_TOKENS
+    return [Request((*explanation_messages(split, rules), *stem), max_tokens=most, seed=seed) for split in splits]
 
 
 def explain(
     judge: Judge, splits: Sequence[Split], preset: str = "clerp", seed: int = 0, progress: Progress = lambda n: None
 ) -> list[Explained]:
     """Return the explanation of each feature. What can't be read is asked for twice more, then it is a failure."""
-    requests = explanation_requests(splits, preset, seed)
-    answers, texts = ask_again(judge, requests, lambda answer, _: read_explanation(answer.text or ""), progress)
+    requests = explanation_requests(splits, preset, seed, judge.continues)
+    stem = STEM if judge.continues else ""
+    answers, texts = ask_again(judge, requests, lambda a, _: read_explanation(stem + (a.text or "")), progress)
     return [
         Explained(
             text,

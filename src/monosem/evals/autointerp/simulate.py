@@ -1,6 +1,6 @@
 """Asks a judge to predict activations from explanations, in the way that it supports (section K.2). Imports no torch.
 
-slots: all at once, every activation `?`, the chances of the integers are read at each; logprobs: one completion that
+slots: all at once, the chances of the integers are read behind every token; logprobs: one completion that
 writes the tokens again with integers, whose chances come along; text: the same without chances.
 """
 
@@ -66,19 +66,22 @@ def mode_of(judge: Judge) -> Mode:
     return "slots" if judge.reads_slots else "logprobs" if judge.gives_logprobs else "text"
 
 
-def simulation_requests(jobs: Sequence[Job], mode: Mode, levels: int, per_request: int, seed: int = 0) -> list[Request]:
-    """Return the questions of all jobs, in order; for `slots` as requests with the answer's text, for estimates."""
+def simulation_slots(jobs: Sequence[Job], levels: int) -> list[Slots]:
+    """Return one question a job, for `slots`."""
+    return [slots_question(job.explanation, job.records, levels) for job in jobs]
+
+
+def simulation_requests(
+    jobs: Sequence[Job], mode: Literal["logprobs", "text"], levels: int, per_request: int, seed: int = 0
+) -> list[Request]:
+    """Return the questions of all jobs, in order."""
     requests = []
     for job in jobs:
         for part in _parts(job, per_request, seed):
-            if mode == "slots":
-                asked = slots_question(job.explanation, part, levels)
-                requests.append(Request((*asked.messages, ("assistant", asked.prefix)), max_tokens=1))
-                continue
-            asked = simulation_question(job.explanation, part, levels)
+            messages = simulation_question(job.explanation, part, levels)
             room = sum(len(quoted([token])) // 2 + 4 for record in part for token in record.tokens) + 8 * len(part)
             chances = CANDIDATES if mode == "logprobs" else 0
-            requests.append(Request(asked.messages, max_tokens=room, seed=seed, top_logprobs=chances))
+            requests.append(Request(messages, max_tokens=room, seed=seed, top_logprobs=chances))
     return requests
 
 
@@ -95,25 +98,18 @@ def simulate(
     A job with a failed or unreadable answer (after two retries) has a reason and no values.
     """
     mode = mode_of(judge)
+    if mode == "slots":
+        slots = simulation_slots(jobs, levels)
+        read = zip(jobs, slots, judge.chances(slots, progress), strict=True)
+        return [_from_chances(chances, job.records, judge.prompt_tokens(one)) for job, one, chances in read]
     parts = [_parts(job, per_request, seed) for job in jobs]
     flat = [part for own in parts for part in own]
-    if mode == "slots":
-        asked = [
-            slots_question(j.explanation, part, levels) for j, own in zip(jobs, parts, strict=True) for part in own
-        ]
-        choices = tuple(str(level) for level in range(levels + 1))
-        slots = [Slots(one.messages, one.prefix, one.at, choices) for one in asked]
-        blocks = [_from_chances(c, part) for c, part in zip(judge.chances(slots, progress), flat, strict=True)]
-        answers: list[list[Answer]] = [[] for _ in flat]
-        sizes = [judge.prompt_tokens(one) for one in simulation_requests(jobs, mode, levels, per_request, seed)]
-    else:
-        requests = simulation_requests(jobs, mode, levels, per_request, seed)
-        answers, blocks = ask_again(judge, requests, lambda a, i: read_simulation(a, flat[i], levels), progress)
-        sizes = [sum(answer.prompt_tokens for answer in own) for own in answers]
+    requests = simulation_requests(jobs, mode, levels, per_request, seed)
+    answers, blocks = ask_again(judge, requests, lambda a, i: read_simulation(a, flat[i], levels), progress)
     out, start = [], 0
     for job, own in zip(jobs, parts, strict=True):
         here = slice(start, start := start + len(own))
-        out.append(_joined(job, own, blocks[here], answers[here], sum(sizes[here])))
+        out.append(_joined(job, own, blocks[here], answers[here]))
     return out
 
 
@@ -125,17 +121,13 @@ def _parts(job: Job, per_request: int, seed: int) -> list[list[Record]]:
 
 
 def _joined(
-    job: Job,
-    parts: list[list[Record]],
-    blocks: Sequence[_Block | None],
-    answers: Sequence[list[Answer]],
-    prompt_tokens: int,
+    job: Job, parts: list[list[Record]], blocks: Sequence[_Block | None], answers: Sequence[list[Answer]]
 ) -> Simulated:
-    tokens = prompt_tokens, sum(answer.completion_tokens for own in answers for answer in own)
+    given = [answer for own in answers for answer in own]
+    tokens = sum(answer.prompt_tokens for answer in given), sum(answer.completion_tokens for answer in given)
     found = [block for block in blocks if block is not None]
     if len(found) < len(blocks):
-        lost = answers[[block is None for block in blocks].index(True)]
-        reason = (lost[-1].reason or MALFORMED) if lost else "no chances could be read"
+        reason = answers[[block is None for block in blocks].index(True)][-1].reason or MALFORMED
         return Simulated(None, reason, prompt_tokens=tokens[0], completion_tokens=tokens[1])
     by_record = {
         id(record): value
@@ -146,14 +138,14 @@ def _joined(
     return Simulated(values, None, sum(b.mismatched for b in found), sum(b.undecided for b in found), *tokens)
 
 
-def _from_chances(chances: np.ndarray | None, records: Sequence[Record]) -> _Block | None:
+def _from_chances(chances: np.ndarray | None, records: Sequence[Record], prompt_tokens: int) -> Simulated:
     """Return the expected integer at each place; chances: [places, integers]."""
     if chances is None:
-        return None
+        return Simulated(None, "no chances could be read")
     total = chances.sum(1)
     mean = np.divide(chances @ np.arange(chances.shape[1]), total, out=np.zeros(len(total)), where=total > 0)
     ends = np.cumsum([len(record.tokens) for record in records])
-    return _Block(np.split(mean, ends[:-1]), 0, int((total <= 0).sum()))
+    return Simulated(np.split(mean, ends[:-1]), None, 0, int((total <= 0).sum()), prompt_tokens)
 
 
 def read_simulation(answer: Answer, records: Sequence[Record], levels: int) -> _Block | None:
