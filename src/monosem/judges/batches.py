@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor
 
 Rows = Sequence[list[int]]
 Next = Callable[[int, Tensor], int | None]
+ROW = 96
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,21 @@ class Places:
     @property
     def behind(self) -> int:
         """Number of tokens that are read behind the prompt."""
-        return sum(max(at, default=0) for _, at in self.texts) + (len(self.nodes) - 1) * self.places
+        return sum(self._size(at) for _, at in self.texts)
+
+    def _size(self, at: list[int]) -> int:
+        return max(at, default=0) + (len(self.nodes) - 1) * len(at)
+
+    def rows(self) -> Iterator[Places]:
+        """Yield parts with some of the texts each, in order, of about ROW tokens: what isn't seen costs time, too."""
+        part, size = [], 0
+        for text, at in self.texts:
+            if part and size + self._size(at) > ROW:
+                yield replace(self, texts=part)
+                part, size = [], 0
+            part, size = [*part, (text, at)], size + self._size(at)
+        if any(at for _, at in part):
+            yield replace(self, texts=part)
 
 
 def shared_length(rows: Rows) -> int:
@@ -118,13 +133,23 @@ class Batches:
             position = position + 1
 
     @torch.inference_mode()
-    def read(self, rows: Sequence[Places], take: Callable[[int, Tensor], Any]) -> None:
-        """Call `take(row number, log probabilities [places, nodes read, vocabulary])` for every row, in order.
+    def read(self, asked: Places, most: int) -> Iterator[Tensor]:
+        """Yield the log probabilities [places, nodes read, vocabulary] of some texts after others, in order.
 
-        Texts stand one behind the other, and the nodes behind their text, but each token has the position that it would
-        have alone, and sees what would be before it: one forward pass reads all places and nodes of all texts.
+        Texts stand one behind the other in rows, and the nodes behind their text, but each token has the position that
+        it would have alone, and sees what would be before it. A pass takes rows with at most about `most` places and
+        nodes.
         """
-        shared, cache = self._begin([row.prompt for row in rows], min(len(row.prompt) for row in rows) - 1)
+        rows = list(asked.rows())
+        while rows:
+            size = 1
+            while size < len(rows) and sum(row.places for row in rows[: size + 1]) * asked.read <= most:
+                size += 1
+            yield self._read(rows[:size])
+            rows = rows[size:]
+
+    def _read(self, rows: Sequence[Places]) -> Tensor:
+        shared, cache = self._begin([row.prompt for row in rows], len(rows[0].prompt) - 1)
         laid = [_laid(row, shared) for row in rows]
         width = max(len(tokens) for tokens, _, _, _ in laid)
         mask = torch.zeros(len(rows), width, shared + width, dtype=torch.bool)
@@ -137,16 +162,12 @@ class Batches:
             n = len(tokens)
             mask[i, :n, shared : shared + n] = torch.from_numpy(seen)
             places[i, :n] = torch.tensor(position)
-            wanted[i, sorted(set(read))] = True
+            wanted[i, read] = True
         ids = _padded([tokens for tokens, _, _, _ in laid], width, self.device)
         logits = self._run(ids, mask.to(self.device), places.to(self.device), cache, wanted.to(self.device))
-        start = 0
-        for i, (row, (_, _, _, read)) in enumerate(zip(rows, laid, strict=True)):
-            order = {place: n for n, place in enumerate(sorted(set(read)))}
-            part = logits[start : start + len(order)].float().log_softmax(-1)
-            start += len(order)
-            index = torch.tensor([order[place] for place in read], device=self.device)
-            take(i, part[index].unflatten(0, (row.places, row.read)))
+        order = torch.cumsum(wanted.flatten(), 0).reshape(wanted.shape) - 1
+        index = torch.cat([order[i, read] for i, (_, _, _, read) in enumerate(laid)]).to(self.device)
+        return logits.float().log_softmax(-1)[index].unflatten(0, (-1, rows[0].read))
 
     def _begin(self, rows: Rows, most: int) -> tuple[int, Any]:
         """Return the length of the shared beginning, at most `most`, and a cache that holds it for every row."""

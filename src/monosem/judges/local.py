@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -189,19 +190,17 @@ class LocalJudge(Judge):
         return Answer(text, None, tuple(one.tokens), one.prompt, len(one.ids))
 
     def _chances(self, slots: list[Slots], deliver: DeliverChances) -> None:
-        rows, tries = map(list, zip(*map(self._places, slots), strict=True))
-        room = self._room()
-        left = []
-        for i, row in enumerate(rows):
-            deepest = len(row.prompt) + max((len(text) for text, _ in row.texts), default=0) + len(row.nodes[-1])
-            if row.places and deepest <= room:
-                left.append(i)
-            else:
+        for i, one in enumerate(slots):
+            asked, trie = self._places(one)
+            size = len(asked.prompt) + asked.behind
+            deepest = len(asked.prompt) + max((len(text) for text, _ in asked.texts), default=0) + len(asked.nodes[-1])
+            if not asked.places or deepest > self._room() or not self.budget.hold(size, 0):
                 deliver(i, None, 0)
-        widest = max((rows[i].places * rows[i].read for i in left), default=1)
-        most = max(1, min(ROWS, LOGITS // widest))
-        for batch in batched([rows[i].prompt for i in left], [rows[i].behind for i in left], TOKENS, most):
-            self._read_batch([left[n] for n in batch], rows, tries, deliver)
+                continue
+            nodes, tokens = map(list, zip(*trie.steps, strict=True))
+            steps = [part[:, nodes, tokens].double().cpu().numpy() for part in self.batches.read(asked, LOGITS)]
+            self.budget.settle(size, 0, self.budget.cost(size, 0))
+            deliver(i, trie.chances(np.concatenate(steps)), size)
 
     def _places(self, one: Slots) -> tuple[Places, Trie]:
         trie = Trie([self.prompts.choice(text) for text in one.choices])
@@ -209,23 +208,3 @@ class LocalJudge(Judge):
         nodes = [*(bridge[:n] for n in range(len(bridge))), *(bridge + node for node in trie.nodes)]
         texts = [self.prompts.places(text, at) for text, at in zip(one.texts, one.at, strict=True)]
         return Places(self.prompts.tokens(one.messages), texts, nodes, len(trie.nodes)), trie
-
-    def _read_batch(self, batch: Sequence[int], rows: list[Places], tries: list[Trie], deliver: DeliverChances) -> None:
-        held = []
-        for i in batch:
-            if self.budget.hold(len(rows[i].prompt) + rows[i].behind, 0):
-                held.append(i)
-            else:
-                deliver(i, None, 0)
-        if not held:
-            return
-
-        def take(n: int, logprobs: Tensor) -> None:
-            i = held[n]
-            nodes, tokens = zip(*tries[i].steps, strict=True)
-            chances = tries[i].chances(logprobs[:, list(nodes), list(tokens)].double().cpu().numpy())
-            size = len(rows[i].prompt) + rows[i].behind
-            self.budget.settle(size, 0, self.budget.cost(size, 0))
-            deliver(i, chances, size)
-
-        self.batches.read([rows[i] for i in held], take)
