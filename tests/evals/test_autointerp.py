@@ -408,6 +408,7 @@ def test_what_is_not_repeated_is_zero_and_counted() -> None:
     assert found is not None
     assert [v.tolist() for v in found.values] == [[3, 1], [0, 0]]
     assert found.mismatched == 1
+    assert read_simulation(Answer(text.replace('" a"', '" x"'), None), records, 9) is None  # nothing is repeated
     found = read_simulation(Answer(lines(records, [["high", -4], [5, 4]]), None), records, 9)  # no integers: 0
     assert found is not None
     assert [v.tolist() for v in found.values] == [[0, 0], [5, 4]]

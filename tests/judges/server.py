@@ -27,10 +27,10 @@ class Reply:
     delay: float = 0.0
 
 
-def chat(text: Any, logprobs: Any = None, **more: Any) -> Reply:
-    """A whole answer."""
+def chat(text: Any, logprobs: Any = None, used: tuple[int, int] = (10, 5), **more: Any) -> Reply:
+    """A whole answer. used: tokens of the prompt and of the answer."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop", **more}
-    usage = {"prompt_tokens": 10, "completion_tokens": 5}
+    usage = dict(zip(("prompt_tokens", "completion_tokens"), used, strict=True))
     return Reply(json.dumps({"choices": [{**choice, "logprobs": logprobs}], "usage": usage}).encode())
 
 

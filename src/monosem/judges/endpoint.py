@@ -124,6 +124,10 @@ def refused(endpoint: Endpoint, refusal: Refusal, has_key: bool) -> Fault | None
             "that the address ends as the endpoint wants it, mostly in /v1",
             "endpoint",
         )
+    if 300 <= status < 400:
+        return Fault(
+            f"{where}: sends questions to another address (status {status}); give that one yourself", "endpoint"
+        )
     if status == 405:
         return Fault(f"{where}: not an OpenAI-compatible endpoint (status 405); check the address", "endpoint")
     if status == 402 or refusal.code in ("insufficient_quota", "billing_not_active"):

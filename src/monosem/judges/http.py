@@ -103,13 +103,17 @@ class HttpJudge(Judge):
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
 
         limits = Timeout(self.timeout, connect=min(10.0, self.timeout))
-        near = is_loopback(urlsplit(self.endpoint.url).hostname or "")
+        # No proxy leads to this machine, and no redirect sends questions to another one.
+        wire: dict[str, Any] = {
+            "trust_env": not is_loopback(urlsplit(self.endpoint.url).hostname or ""),
+            "follow_redirects": False,
+        }
         return AsyncOpenAI(
             api_key=self._secret.reveal() or "none",
             base_url=self.endpoint.url,
             max_retries=0,  # `_one` asks again, so that all questions share one pace
             timeout=limits,
-            http_client=DefaultAsyncHttpxClient(timeout=limits, trust_env=not near),  # no proxy leads to this machine
+            http_client=DefaultAsyncHttpxClient(timeout=limits, **wire),
         )
 
     async def _probe(self, client: Any) -> None:

@@ -43,7 +43,7 @@ class Refusal:
         """Read a refusal from its body, whatever that is."""
         try:
             error = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             error = None
         error = error.get("error", error) if isinstance(error, dict) else error
         fields = error if isinstance(error, dict) else {}
@@ -148,7 +148,7 @@ def read_logprobs(value: Any) -> tuple[tuple[str, dict[str, float]], ...]:
             pairs = [{"token": t, "logprob": p} for t, p in (top or {}).items()]
             rows.append((token, _candidates([{"token": token, "logprob": logprob}, *pairs])))
         return tuple(rows)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return ()
 
 
@@ -160,11 +160,15 @@ def _candidates(entries: list[Mapping[str, Any]]) -> dict[str, float]:
         raise TypeError("a token is not a text")
     for entry in rest:
         token, logprob = entry["token"], entry["logprob"]
-        if isinstance(token, str) and isinstance(logprob, int | float) and not math.isnan(logprob):
+        if isinstance(token, str) and _is_number(logprob):
             found[token] = _added(found[token], logprob) if token in found else min(float(logprob), 0.0)
-    if own["token"] not in found and isinstance(own.get("logprob"), int | float):
+    if own["token"] not in found and _is_number(own.get("logprob")):
         found[own["token"]] = min(float(own["logprob"]), 0.0)
     return {token: max(logprob, -9999.0) for token, logprob in found.items()}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not math.isnan(value)
 
 
 def _added(one: float, other: float) -> float:

@@ -96,7 +96,8 @@ def _units(character: str) -> list[str]:
 
 def one_line(explanation: str) -> str:
     """Return an explanation as it is shown to a simulator: one line, not too long."""
-    return " ".join(explanation.split())[:LONGEST_EXPLANATION]
+    whole = explanation.encode("utf-8", "replace").decode()  # half a surrogate pair can't be stored
+    return " ".join(whole.split())[:LONGEST_EXPLANATION]
 
 
 def explanation_messages(split: Split, preset: Preset) -> Messages:
@@ -130,11 +131,12 @@ def read_explanation(text: str) -> str | None:
 
     Read are what stands between the last pair of tags, after the word "explanation:", or a text of one short paragraph.
     """
-    closed = text.lower().rfind("</explanation>")
-    opened = text.lower().rfind("<explanation>", 0, closed if closed >= 0 else None)
-    if opened >= 0 and closed >= 0:
-        found = text[opened + len("<explanation>") : closed]
-    elif "<explanation>" in text.lower():
+    opened = list(re.finditer("<explanation>", text, re.IGNORECASE))
+    closed = list(re.finditer("</explanation>", text, re.IGNORECASE))
+    before = [tag for tag in opened if closed and tag.end() <= closed[-1].start()]
+    if before:
+        found = text[before[-1].end() : closed[-1].start()]
+    elif opened:
         return None  # cut short
     else:
         named = re.search(r"explanation\s*:\s*(.+)", text, re.IGNORECASE)

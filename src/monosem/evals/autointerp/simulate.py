@@ -26,7 +26,7 @@ CANDIDATES = 15  # tokens whose chances are asked for
 Mode = Literal["slots", "logprobs", "text"]
 Progress = Callable[[int], object]
 _LINE = re.compile(r'^[ \t]*(".*")[ \t]+(\S+)[ \t]*\r?$', re.MULTILINE)
-_HEADER = re.compile(r"^[ \t]*Text (\d+)[ \t]*\r?$", re.MULTILINE)
+_HEADER = re.compile(r"^[ \t]*Text (\d{1,4})[ \t]*\r?$", re.MULTILINE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +149,7 @@ def _from_chances(chances: np.ndarray | None, records: Sequence[Record], prompt_
 
 
 def read_simulation(answer: Answer, records: Sequence[Record], levels: int) -> _Block | None:
-    """Return the predictions in an answer, None if it has another form altogether.
+    """Return the predictions in an answer, None if it has another form altogether, or repeats no record.
 
     A record whose tokens are not repeated exactly is all 0 and counted; what is no integer is 0 (section K.2).
     """
@@ -173,7 +173,7 @@ def read_simulation(answer: Answer, records: Sequence[Record], levels: int) -> _
                 undecided += not any(_is_level(token, levels) for token in here[1])
             elif re.fullmatch(r"\d{1,3}", said):
                 value[i] = min(int(said), levels)
-    return _Block(values, mismatched, undecided)
+    return _Block(values, mismatched, undecided) if mismatched < len(records) else None
 
 
 def _blocks(text: str) -> dict[int, list[re.Match[str]]]:
