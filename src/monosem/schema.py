@@ -126,6 +126,89 @@ METRICS: dict[str, Metric] = {
     "failed_share": Metric(
         "Failed", "fraction", "Share of the sampled features without a score because a judge failed."
     ),
+    "probe_loss": Metric(
+        "Probe loss",
+        "nats a text",
+        "Cross-entropy on held-out texts of a logistic regression on the one feature (pre-activation) that has the "
+        "smallest on the texts it is fitted to; mean over tasks.",
+    ),
+    "probe_accuracy": Metric("Probe accuracy", "fraction", "Share of held-out texts that the same probe gets right."),
+    "probe_loss_train": Metric(
+        "Probe loss, in-sample",
+        "nats a text",
+        "The same probe's loss on the texts that the feature was chosen on: the best of many, it flatters.",
+    ),
+    "probe_loss_post": Metric(
+        "Probe loss, post-activations", "nats a text", "Probe loss on feature activations instead of pre-activations."
+    ),
+    "dense_probe_loss": Metric(
+        "Dense probe loss", "nats a text", "The same of a logistic regression on all dimensions of the activation."
+    ),
+    "random_probe_loss": Metric(
+        "Random probe loss", "nats a text", "Probe loss of as many random directions as the SAE has features."
+    ),
+    "neuron_probe_loss": Metric(
+        "Single-dimension probe loss", "nats a text", "Probe loss of the dimensions of the activation themselves."
+    ),
+    "pca_probe_loss": Metric(
+        "Principal-component probe loss",
+        "nats a text",
+        "Probe loss of the principal components of the held-out activations.",
+    ),
+    "probe_gain": Metric(
+        "Below random directions", "nats a text", "Random probe loss - probe loss, paired by task: above 0 is better."
+    ),
+    "sparse_accuracy_1": Metric(
+        "1-sparse accuracy",
+        "fraction",
+        "Held-out accuracy of an L2-penalised logistic regression on the k features whose mean differs most between "
+        "the classes (SAEBench), here k = 1; mean over tasks.",
+    ),
+    "sparse_accuracy_2": Metric("2-sparse accuracy", "fraction", "The same with k = 2."),
+    "sparse_accuracy_5": Metric("5-sparse accuracy", "fraction", "The same with k = 5."),
+    "sparse_accuracy_16": Metric("16-sparse accuracy", "fraction", "The same with k = 16."),
+    "effect_sparsity": Metric(
+        "Effect sparsity",
+        "fraction",
+        "Mean over ablations of (L1 / L2)^2 / (V T) of the changes of the logits when one active feature is taken out "
+        "at one token: the effective share of the V T pairs of vocabulary entry and position (T = 16, from that token on) "
+        "that are affected; each position's median is subtracted.",
+    ),
+    "effect_sparsity_weighted": Metric(
+        "Effect sparsity, weighted", "fraction", "The same mean, weighted by the activation of the feature."
+    ),
+    "effect_sparsity_random": Metric(
+        "Random directions", "fraction", "The same for random directions that are as long as what a feature adds."
+    ),
+    "effect_sparsity_difference": Metric(
+        "Less random directions",
+        "fraction",
+        "Effect sparsity of features less that of random directions at the same positions; below 0: sparser.",
+    ),
+    "effect_sparsity_neuron": Metric(
+        "Coordinates", "fraction", "The same for single coordinates of the site, set to their mean."
+    ),
+    "effect_sparsity_pca": Metric(
+        "Principal components", "fraction", "The same for components along principal directions, set to their mean."
+    ),
+    "undefined_share": Metric(
+        "Without effect", "fraction", "Share of the ablations whose effect is too small (L2 below 1e-6) for a sparsity."
+    ),
+    "loss_effect": Metric(
+        "Effect on loss",
+        "nats a token",
+        "Mean over ablations of the rise of the next-token cross-entropy, averaged over the T positions.",
+    ),
+    "first_order_effect": Metric(
+        "Effect on loss, first order",
+        "nats a token",
+        "The same from the gradient of the loss, over every active feature at the positions.",
+    ),
+    "first_order_correlation": Metric(
+        "First order and exact",
+        "correlation",
+        "Pearson's correlation of the first-order with the exact effect on the loss, over ablations.",
+    ),
     "mean_activation": Metric(
         "Mean activation",
         "normalised units",

@@ -10,10 +10,12 @@ import numpy as np
 from markupsafe import Markup
 
 from monosem.app.drawing import histogram_svg
+from monosem.app.effects import Effects, effects_of
 from monosem.app.explanations import Explanation, explanations_of
 from monosem.app.neighbours import Near, decoder_rows, nearest
 from monosem.app.study import Run, Study
 from monosem.app.table import Column, features_table
+from monosem.app.tasks import BestFor, tasks_of
 from monosem.app.tokens import strongest_tokens, visible, window_html
 from monosem.examples import INTERVALS, MIN_FIRINGS, SHOWN, Example, Examples, examples_of
 from monosem.firings import Fires
@@ -72,6 +74,8 @@ class FeatureView:
     numbers: dict[str, float | None]
     scores: list[tuple[Column, Any]]
     explanations: list[Explanation]
+    tasks: list[BestFor]
+    effects: Effects | None
     words: list[str]
     top: list[Line]
     intervals: list[Interval]
@@ -129,6 +133,8 @@ def feature_view(study: Study, run: Run, feature: int, whole: bool = False) -> F
         numbers,
         scores,
         said,
+        tasks_of(study, run, feature),
+        effects_of(study, run.name, feature, passages),
         words,
         top,
         intervals,

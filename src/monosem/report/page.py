@@ -29,6 +29,9 @@ SECTIONS = (
     "Activation levels",
     "Shrinkage",
     "Human rating",
+    "Automatic interpretation",
+    "Probes",
+    "Ablation effects",
     "Training",
 )
 NO_BASELINE = "No headline comparison: this study has no baseline run to compare the variants with."

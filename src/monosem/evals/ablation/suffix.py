@@ -1,0 +1,145 @@
+"""The part of a forward pass that an ablation changes: blocks after the site, from the ablated position on.
+
+Earlier positions are not affected, so their keys and values are computed once a sequence and shared by all ablations;
+neither are the blocks before the site. The model's own code runs, on a cache that hands out the shared prefix.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from monosem.evals.ablation.positions import SPAN
+from monosem.model import Model, Prefix, Site
+
+
+class _Shared(DynamicLayer):
+    """Keys and values [1, heads, n, width] of a prefix, handed out to any batch with the new ones behind; not kept."""
+
+    def __init__(self, keys: Tensor, values: Tensor):
+        super().__init__()
+        self.keys, self.values, self.is_initialized = keys, values, True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None
+        assert self.values is not None
+        batch = len(key_states)
+        keys = torch.cat([self.keys.expand(batch, -1, -1, -1), key_states], dim=2)
+        return keys, torch.cat([self.values.expand(batch, -1, -1, -1), value_states], dim=2)
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What ablations at one position start from, on disk between runs.
+
+    x: activation at the site, [d_in]; hidden: what enters block `resume` at the SPAN positions, [SPAN, d_model], None
+    when that is block 0; keys, values: of the blocks from `resume` on at the positions before, each [heads, n, width].
+    """
+
+    x: Tensor
+    hidden: Tensor | None
+    keys: list[Tensor]
+    values: list[Tensor]
+    in_tuples: bool
+
+
+def in_float32(model: Model) -> Model:
+    """Return the model in float32 arithmetic: itself, or a copy of the same weights."""
+    if model.dtype == torch.float32:
+        return model
+    return Model(copy.deepcopy(model.lm).float(), model.tokenizer, model.name, model.identity)
+
+
+@torch.no_grad()
+def start_at(model: Model, site: Site, tokens: Tensor, at: int) -> Start:
+    """Run `tokens [1, at + SPAN + 1]` once and keep what ablations at position `at` start from."""
+    prefix = model.prefix(tokens, site)
+    before = tokens[:, :at]
+    record = Cache(layer_class_to_replicate=DynamicLayer)
+    blocks = len(model.blocks)
+    hidden = None if prefix.hidden is None else prefix.hidden[:, at : at + SPAN]
+    if site.resume < blocks:
+        earlier = Prefix(
+            before,
+            None if prefix.hidden is None else prefix.hidden[:, :at],
+            prefix.activations[:, :at],
+            site.resume,
+            prefix.in_tuples,
+        )
+        with _cache(model, record):
+            model.run(before, None, None, earlier, rows=torch.zeros_like(before, dtype=torch.bool))
+    layers: list[Any] = record.layers[site.resume :]
+    return Start(
+        prefix.activations[0, at].float(),
+        None if hidden is None else hidden[0],
+        [layer.keys[0] for layer in layers],
+        [layer.values[0] for layer in layers],
+        prefix.in_tuples,
+    )
+
+
+class Suffix:
+    """Runs ablations at one position. tokens: of the sequence, [1, at + SPAN + 1].
+
+    targets: the tokens that follow the SPAN positions, [SPAN].
+    """
+
+    def __init__(self, model: Model, site: Site, tokens: Tensor, at: int, start: Start):
+        """Put the prefix where the model's attention finds it."""
+        self.model, self.site, self.start = model, site, start
+        self.tokens = tokens[:, at : at + SPAN].to(model.device)
+        self.targets = tokens[0, at + 1 : at + SPAN + 1].to(model.device)
+        unused = torch.zeros(1, 1, at, 1, device=model.device)  # of blocks that don't run; says how long the prefix is
+        layers: list[Any] = [_Shared(unused, unused) for _ in range(len(model.blocks) - len(start.keys))]
+        for keys, values in zip(start.keys, start.values, strict=True):
+            layers.append(_Shared(keys.to(model.device)[None], values.to(model.device)[None]))
+        self.past = Cache(layers=layers)
+
+    def logits(self, removed: Tensor) -> Tensor:
+        """Return the logits [m, SPAN, V] with each of `removed [m, d_in]` subtracted from the site at the position."""
+        batch = len(removed)
+        tokens = self.tokens.expand(batch, -1)
+        prefix = None
+        if self.start.hidden is not None:
+            hidden = self.start.hidden.to(self.model.device).expand(batch, -1, -1)
+            prefix = Prefix(tokens, hidden, hidden, self.site.resume, self.start.in_tuples)
+
+        def edit(activations: Tensor) -> Tensor:
+            first = activations[:, :1] - removed[:, None].to(activations.dtype)
+            return torch.cat([first, activations[:, 1:]], dim=1)
+
+        with _cache(self.model, self.past):
+            return self.model.run(tokens, self.site, edit, prefix)
+
+    def loss(self, logits: Tensor) -> Tensor:
+        """Return the mean cross-entropy of the next tokens over the positions; logits [..., SPAN, V] -> [...]."""
+        chosen = logits.gather(-1, self.targets.expand(logits.shape[:-1])[..., None])[..., 0]
+        return (logits.logsumexp(dim=-1) - chosen).double().mean(-1)
+
+    def gradient(self) -> Tensor:
+        """Return the gradient of the loss by what is removed, [d_in]: removing v does `g . v` to first order."""
+        removed = torch.zeros_like(self.start.x, device=self.model.device)[None].requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(self.loss(self.logits(removed)).sum(), removed)
+        return gradient[0]
+
+
+@contextmanager
+def _cache(model: Model, past: Cache) -> Iterator[None]:
+    """Let every forward pass inside the block go on from `past`."""
+
+    def with_past(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, "past_key_values": past, "use_cache": True}
+
+    hook = model.lm.register_forward_pre_hook(with_past, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
