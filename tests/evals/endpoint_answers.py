@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from tests.judges.server import Reply, chat, refusal
 
 TAG = re.compile(r"\[([0-9a-f]{6})\.([0-9a-f]+)\]")
-TIMEOUT = 1.0  # seconds that the tests' client waits
+TIMEOUT = 2.0  # seconds that the tests' client waits where a server never answers
 
 
 class Question(NamedTuple):
