@@ -99,7 +99,7 @@ def evaluate(
         for line in run_evaluation(loaded, folder, name, runs, values, dry_run=dry_run, ticker=ticker):
             _say(line)
     except KeyboardInterrupt:
-        _say("stopped; the same command goes on: runs that were judged stay judged, and answers on disk are not asked for again")
+        _say("stopped; the same command goes on after the runs that are finished, and asks for no answer twice")
         raise typer.Exit(130) from None
 
 

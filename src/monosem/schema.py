@@ -171,8 +171,8 @@ METRICS: dict[str, Metric] = {
         "Effect sparsity",
         "fraction",
         "Mean over ablations of (L1 / L2)^2 / (V T) of the changes of the logits when one active feature is taken out "
-        "at one token: the effective share of the V T pairs of vocabulary entry and position (T = 16, from that token on) "
-        "that are affected; each position's median is subtracted.",
+        "at one token: the effective share of the V T pairs of vocabulary entry and position (T = 16, from that token "
+        "on) that are affected; each position's median is subtracted.",
     ),
     "effect_sparsity_weighted": Metric(
         "Effect sparsity, weighted", "fraction", "The same mean, weighted by the activation of the feature."
