@@ -24,7 +24,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     params.port = 0
     params.n_ctx = 8192
     params.n_parallel = 2
-    params.cpuparams.n_threads = 1
+    params.cpuparams.n_threads = 2
     server = xllamacpp.Server(params)
     yield f"{server.listening_address}/v1"
     del server
