@@ -89,7 +89,7 @@ class Slots:
     bridge: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse places outside the prefix or out of order, and choices that are empty or there twice."""
+        """Refuse places outside their text or out of order, and choices that are empty or there twice."""
         for text, at in zip(self.texts, self.at, strict=True):
             if not all(0 <= place <= len(text) for place in at) or list(at) != sorted(set(at)):
                 raise ValueError("at: offsets must rise and lie within their text")

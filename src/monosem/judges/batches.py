@@ -18,7 +18,7 @@ from torch import Tensor
 
 Rows = Sequence[list[int]]
 Next = Callable[[int, Tensor], int | None]
-ROW = 96
+ROW = 96  # tokens of texts that stand in one row, which see each other in vain
 
 
 @dataclass(frozen=True)
