@@ -209,6 +209,21 @@ METRICS: dict[str, Metric] = {
         "correlation",
         "Pearson's correlation of the first-order with the exact effect on the loss, over ablations.",
     ),
+    "cause": Metric(
+        "Cause",
+        "fraction",
+        "Share of the prompts for an attribute that are answered with the source entity's value after it was swapped; "
+        "mean over templates, attributes, types. Without a method's name: SAE features in a learned mask (MDBM).",
+    ),
+    "isolate": Metric(
+        "Isolate", "fraction", "Share of the prompts for the other attributes whose answer stays; same means."
+    ),
+    "disentangle": Metric("Disentangle", "fraction", "(Cause + Isolate) / 2: 0.5 for changing nothing, or everything."),
+    "disentangle_entity": Metric("Disentangle, new entities", "fraction", "The same on entities not trained on."),
+    "disentangle_context": Metric("Disentangle, new contexts", "fraction", "The same in templates not trained on."),
+    "svm_cause": Metric("Cause, SVM", "fraction", "Cause with the features that a linear classifier chooses."),
+    "svm_isolate": Metric("Isolate, SVM", "fraction", "Isolate with the same features."),
+    "svm_disentangle": Metric("Disentangle, SVM", "fraction", "Disentangle with the same features."),
     "mean_activation": Metric(
         "Mean activation",
         "normalised units",
@@ -245,6 +260,7 @@ class Series:
     x_low: list[float] | None = None
     x_high: list[float] | None = None
     join: list[str] | None = None  # one key a point: the line runs through the means of equal keys (seeds of a run)
+    labels: list[str] | None = None  # one word a point, written beside it
 
 
 @dataclass(frozen=True)

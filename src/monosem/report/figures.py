@@ -78,10 +78,20 @@ def _traces(chart: Chart, series: Series, style: Style, place: Place) -> list[di
         **_error_bars(series, order),
     }
     if chart.kind == "points":
-        return [points]
+        return [points | _labels(chart, series, order, points) if series.labels else points]
     if series.join is None or any(isinstance(x, str) for x in series.x):
         return [{**points, "mode": "lines+markers", "line": line}]
     return [_line_of_means(chart, series, order, line), points]
+
+
+def _labels(chart: Chart, series: Series, order: list[int], points: dict[str, Any]) -> dict[str, Any]:
+    """Return what writes a word beside each point, towards the middle; the hover texts make room for them."""
+    words = [_escape((series.labels or [])[i]) for i in order]
+    every = [x for one in chart.series for x in one.x]
+    middle = (min(every) + max(every)) / 2
+    sides = ["top left" if series.x[i] > middle else "top right" for i in order]
+    hover = {"hovertext": points["text"], "hovertemplate": "%{hovertext}<extra></extra>"} if "text" in points else {}
+    return {"mode": "markers+text", "text": words, "textposition": sides, "cliponaxis": False} | hover
 
 
 def _drawable(chart: Chart, series: Series) -> list[int]:

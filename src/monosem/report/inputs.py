@@ -148,7 +148,7 @@ def _parse_series(value: Any) -> Series:
         raise ValueError("a series without `name`")
     known = _known(Series, value)
     count = len(known["x"]) if isinstance(known.get("x"), list) else -1
-    for key in ("x", "y", "y_low", "y_high", "x_low", "x_high", "hover", "join"):
+    for key in ("x", "y", "y_low", "y_high", "x_low", "x_high", "hover", "join", "labels"):
         column = known.get(key)
         if column is None and key not in ("x", "y"):
             continue

@@ -32,6 +32,7 @@ SECTIONS = (
     "Automatic interpretation",
     "Probes",
     "Ablation effects",
+    "RAVEL",
     "Training",
 )
 NO_BASELINE = "No headline comparison: this study has no baseline run to compare the variants with."

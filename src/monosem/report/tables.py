@@ -167,7 +167,9 @@ def _token_cell(run: dict[str, Any], key: str) -> Cell:
 def chart_table(chart: Chart) -> Table:
     """Return the table that a chart of kind `table` holds; cells may be text, numbers or estimates."""
     width = len(chart.columns)
-    rows = [[_any_cell(value) for value in [*row, *[None] * width][:width]] for row in chart.cells]
+    padded = [[*row, *[None] * width][:width] for row in chart.cells]
+    decimals = [decimals_for([cell for cell in cells if isinstance(cell, dict)]) for cells in zip(*padded, strict=True)]
+    rows = [[_any_cell(*pair) for pair in zip(row, decimals, strict=True)] for row in padded]
     numeric = [
         any(cell.sort is not None for cell in cells) and all(not isinstance(cell.sort, str) for cell in cells)
         for cells in (list(zip(*rows, strict=True)) if rows else [()] * width)
@@ -176,9 +178,9 @@ def chart_table(chart: Chart) -> Table:
     return Table(f"chart-{chart.id}", chart.title, columns, rows)
 
 
-def _any_cell(value: Any) -> Cell:
+def _any_cell(value: Any, decimals: int) -> Cell:
     if isinstance(value, dict):
-        return _estimate_cell(value, decimals_for([value]), "Not measured.")
+        return _estimate_cell(value, decimals, "Not measured.")
     number = finite(value)
     if number is not None:
         return Cell(short(number), sort=number)

@@ -7,32 +7,15 @@ neither are the blocks before the site. The model's own code runs, on a cache th
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
 
 from monosem.evals.ablation.positions import SPAN
 from monosem.model import Model, Prefix, Site
-
-
-class _Shared(DynamicLayer):
-    """Keys and values [1, heads, n, width] of a prefix, handed out to any batch with the new ones behind; not kept."""
-
-    def __init__(self, keys: Tensor, values: Tensor):
-        super().__init__()
-        self.keys, self.values, self.is_initialized = keys, values, True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
-        assert self.keys is not None
-        assert self.values is not None
-        batch = len(key_states)
-        keys = torch.cat([self.keys.expand(batch, -1, -1, -1), key_states], dim=2)
-        return keys, torch.cat([self.values.expand(batch, -1, -1, -1), value_states], dim=2)
+from monosem.resumed import going_on, recording, shared
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +45,7 @@ def start_at(model: Model, site: Site, tokens: Tensor, at: int) -> Start:
     """Run `tokens [1, at + SPAN + 1]` once and keep what ablations at position `at` start from."""
     prefix = model.prefix(tokens, site)
     before = tokens[:, :at]
-    record = Cache(layer_class_to_replicate=DynamicLayer)
+    record = recording()
     blocks = len(model.blocks)
     hidden = None if prefix.hidden is None else prefix.hidden[:, at : at + SPAN]
     if site.resume < blocks:
@@ -73,7 +56,7 @@ def start_at(model: Model, site: Site, tokens: Tensor, at: int) -> Start:
             site.resume,
             prefix.in_tuples,
         )
-        with _cache(model, record):
+        with going_on(model, record):
             model.run(before, None, None, earlier, rows=torch.zeros_like(before, dtype=torch.bool))
     layers: list[Any] = record.layers[site.resume :]
     return Start(
@@ -96,11 +79,8 @@ class Suffix:
         self.model, self.site, self.start = model, site, start
         self.tokens = tokens[:, at : at + SPAN].to(model.device)
         self.targets = tokens[0, at + 1 : at + SPAN + 1].to(model.device)
-        unused = torch.zeros(1, 1, at, 1, device=model.device)  # of blocks that don't run; says how long the prefix is
-        layers: list[Any] = [_Shared(unused, unused) for _ in range(len(model.blocks) - len(start.keys))]
-        for keys, values in zip(start.keys, start.values, strict=True):
-            layers.append(_Shared(keys.to(model.device)[None], values.to(model.device)[None]))
-        self.past = Cache(layers=layers)
+        stored = [[one[None] for one in kind] for kind in (start.keys, start.values)]
+        self.past = shared(len(model.blocks), at, *stored, device=model.device)
 
     def logits(self, removed: Tensor) -> Tensor:
         """Return the logits [m, SPAN, V] with each of `removed [m, d_in]` subtracted from the site at the position."""
@@ -115,7 +95,7 @@ class Suffix:
             first = activations[:, :1] - removed[:, None].to(activations.dtype)
             return torch.cat([first, activations[:, 1:]], dim=1)
 
-        with _cache(self.model, self.past):
+        with going_on(self.model, self.past):
             return self.model.run(tokens, self.site, edit, prefix)
 
     def loss(self, logits: Tensor) -> Tensor:
@@ -129,17 +109,3 @@ class Suffix:
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(self.loss(self.logits(removed)).sum(), removed)
         return gradient[0]
-
-
-@contextmanager
-def _cache(model: Model, past: Cache) -> Iterator[None]:
-    """Let every forward pass inside the block go on from `past`."""
-
-    def with_past(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        return args, {**kwargs, "past_key_values": past, "use_cache": True}
-
-    hook = model.lm.register_forward_pre_hook(with_past, with_kwargs=True)
-    try:
-        yield
-    finally:
-        hook.remove()

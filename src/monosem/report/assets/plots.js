@@ -83,7 +83,7 @@ const DASHES = { solid: "none", dash: "5 3", dot: "1.5 2.5", dashdot: "5 2 1.5 2
 function swatch(plot, entry, index) {
   const picture = svg("svg", { viewBox: "0 0 22 16", class: "swatch", "aria-hidden": "true" });
   const traces = plot.traces.filter((trace) => trace.meta.series === index);
-  if (traces.some((trace) => trace.type === "scatter" && trace.mode !== "markers" && !trace.meta.band)) {
+  if (traces.some((trace) => trace.type === "scatter" && trace.mode.includes("lines") && !trace.meta.band)) {
     picture.append(svg("path", { d: "M1 8H21", class: "stroke", "stroke-dasharray": DASHES[entry.dash] }));
   }
   const isBar = traces.some((trace) => trace.type === "bar");
