@@ -47,15 +47,17 @@ test: $(DEV)      ## the whole test suite
 test-fast: $(DEV) ## the tests that take no embedded model, no browser and no long training
 	$(TEST_RUN) -n 2 --dist worksteal -m "not oracle and not slow and not browser and not lm"
 
-# dictionary-learning asks for torchvision, whose released builds don't load beside the CPU build of torch
-$(ORACLE): pyproject.toml constraints-oracle.txt
-	test -d .venv-oracle || $(PYTHON) -m venv .venv-oracle
-	@echo "installing the oracles into .venv-oracle (some minutes the first time)"
-	.venv-oracle/bin/$(PIP) torch==2.13.0
-	.venv-oracle/bin/$(PIP) -c constraints-oracle.txt hatchling editables
-	.venv-oracle/bin/$(PIP) -c constraints-oracle.txt --no-build-isolation -e .
-	.venv-oracle/bin/$(PIP) -c constraints-oracle.txt pytest hypothesis accelerate sae-lens dictionary-learning eai-sparsify==1.3.3 xllamacpp
-	.venv-oracle/bin/pip uninstall --quiet --yes torchvision
+# .venv-oracle sees what lies in $(VENV) and adds only what that lacks. Nothing is resolved (--no-deps): the list has
+# what gets imported. It leaves out torchvision, whose released builds don't load beside the CPU build of torch.
+# triton is there too, with which eai-sparsify would decode by a kernel that needs a GPU, unless told not to.
+$(ORACLE): $(VENV)/created requirements-oracle.txt | $(DEV)
+	@echo "installing the oracles into .venv-oracle, on top of $(VENV)"
+	$(BIN)/python -m venv --clear --without-pip .venv-oracle
+	$(BIN)/python -c "import sysconfig as s; print('import os, site; site.addsitedir(%r); os.environ.setdefault(%r, %r)' \
+		% (s.get_path('purelib'), 'SPARSIFY_DISABLE_TRITON', '1'))" \
+		> $$(.venv-oracle/bin/python -c "import sysconfig as s; print(s.get_path('purelib'))")/venv.pth
+	.venv-oracle/bin/python -m $(PIP) --no-deps -r requirements-oracle.txt
+	.venv-oracle/bin/python -c "import sae_lens, dictionary_learning.trainers.top_k, sparsify, accelerate, xllamacpp"
 	@touch $@
 
 oracle: $(ORACLE) ## compare with independent libraries (sae-lens, dictionary-learning, llama.cpp), in .venv-oracle

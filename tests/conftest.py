@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,29 +78,43 @@ def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tiny_study(tiny_lm: Path, corpus: Path) -> dict[str, Any]:
-    """A study that runs in seconds: eight SAEs of 64 features on the tiny model."""
+def study_of(lm: Path, corpus: Path, runs: list[dict[str, Any]], eval_tokens: int = 1200) -> dict[str, Any]:
+    """Return a study that runs in seconds: SAEs of 64 features on the tiny model."""
+    model = {"name": str(lm), "site": "blocks.1.hook_resid_post", "dtype": "float32", "device": "cpu"}
     return {
         "name": "tiny",
-        "model": {
-            "name": str(tiny_lm),
-            "site": "blocks.1.hook_resid_post",
-            "dtype": "float32",
-            "device": "cpu",
-            "context": 32,
-            "batch_rows": 4,
-        },
-        "text": {"source": str(corpus), "train_tokens": 3000, "eval_tokens": 1200},
-        "train": {"d_sae": 64, "batch_size": 128, "tokens": 6400, "lr": 3e-3, "checkpoint_seconds": 0.0},
+        "model": {**model, "context": 32, "batch_rows": 4},
+        "text": {"source": str(corpus), "train_tokens": 3000, "eval_tokens": eval_tokens},
+        "train": {"d_sae": 64, "batch_size": 128, "tokens": 6400, "lr": 3e-3},
         "measure": {"bootstrap": 200},
-        "run": [
-            {"variant": "standard", "l1_coefficient": [0.5, 2.0]},
-            {"variant": "tanh", "l1_coefficient": [0.5, 2.0]},
-            {"variant": "gated", "l1_coefficient": [0.5, 2.0]},
-            {"variant": "topk", "k": [4, 8]},
-        ],
+        "run": runs,
     }
+
+
+@pytest.fixture
+def tiny_study(tiny_lm: Path, corpus: Path) -> dict[str, Any]:
+    """A study of eight SAEs, two of a variant."""
+    runs = [{"variant": variant, "l1_coefficient": [0.5, 2.0]} for variant in ("standard", "tanh", "gated")]
+    study = study_of(tiny_lm, corpus, [*runs, {"variant": "topk", "k": [4, 8]}])
+    study["train"]["checkpoint_seconds"] = 0.0
+    return study
+
+
+@pytest.fixture(scope="session")
+def finished_study(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path, corpus: Path) -> Path:
+    """The folder of a finished study, to be read only: standard-l1_0.5-d_sae_32 and topk-k8, of 64 features."""
+    import monosem
+
+    folder = tmp_path_factory.mktemp("finished") / "study"
+    runs = [{"variant": "standard", "l1_coefficient": 0.5, "d_sae": 32}, {"variant": "topk", "k": 8}]
+    monosem.compare(study_of(tiny_lm, corpus, runs, eval_tokens=1800), folder)
+    return folder
+
+
+@pytest.fixture
+def study(finished_study: Path, tmp_path: Path) -> Path:
+    """A copy of the finished study, to be changed."""
+    return Path(shutil.copytree(finished_study, tmp_path / "study"))
 
 
 @pytest.fixture(scope="module")

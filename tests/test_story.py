@@ -20,7 +20,7 @@ import tomli_w
 import monosem
 from monosem.schema import SUMMARY_ESTIMATES, SUMMARY_FACTS
 from monosem.store import file_hash
-from tests.conftest import make_documents
+from tests.conftest import make_documents, study_of
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
@@ -44,25 +44,8 @@ def write_study(study: dict[str, Any], path: Path) -> Path:
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path, corpus: Path) -> Path:
     """A study folder after one `compare`."""
     folder = tmp_path_factory.mktemp("story")
-    study = {
-        "name": "tiny",
-        "model": {
-            "name": str(tiny_lm),
-            "site": "blocks.1.hook_resid_post",
-            "dtype": "float32",
-            "context": 32,
-            "batch_rows": 4,
-        },
-        "text": {"source": str(corpus), "train_tokens": 3000, "eval_tokens": 1200},
-        "train": {"d_sae": 64, "batch_size": 128, "tokens": 6400, "lr": 3e-3},
-        "measure": {"bootstrap": 200},
-        "run": [
-            {"variant": "standard", "l1_coefficient": [0.5, 2.0]},
-            {"variant": "tanh", "l1_coefficient": [0.5, 2.0]},
-            {"variant": "gated", "l1_coefficient": [0.5, 2.0]},
-            {"variant": "topk", "k": [4, 8], "auxk": True},
-        ],
-    }
+    runs = [{"variant": variant, "l1_coefficient": [0.5, 2.0]} for variant in ("standard", "tanh", "gated")]
+    study = study_of(tiny_lm, corpus, [*runs, {"variant": "topk", "k": [4, 8], "auxk": True}])
     done = run("compare", write_study(study, folder / "tiny.toml"), "--out", folder / "out")
     assert "report:" in done.stdout
     return folder / "out"

@@ -97,8 +97,8 @@ def _write_run(folder: Path, run: str, rng: np.random.Generator, token, doc, pos
         path = folder / "results" / run / name / "rows.parquet"
         path.parent.mkdir(parents=True)
         table.write_parquet(path)
-    header = {"settings": {"explainer": "tiny@http://127.0.0.1:8080/v1"}}
-    write_json(folder / "results" / run / "autointerp" / "result.json", {"header": header})
+        header = {"sae": run, "settings": {"explainer": "tiny@http://127.0.0.1:8080/v1"}}
+        write_json(path.parent / "result.json", {"header": header})
 
 
 def client(folder: Path, search: Search | None = None, host: str = "127.0.0.1") -> TestClient:

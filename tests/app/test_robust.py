@@ -87,12 +87,22 @@ def test_stale_codes_are_told_and_not_shown(study: Path, make: Any) -> None:
 
 def test_results_of_other_weights_are_not_shown(study: Path) -> None:
     """The table loses what an evaluation says of the weights that were there before."""
-    where = study / "results" / RUN / "scored" / "result.json"
-    where.write_text(json.dumps({"header": {"sae": RUN}}))
     app = client(study)
     assert "scored.pearson" in app.get(f"/run/{RUN}").text
     train_again(study)
     assert "scored.pearson" not in app.get(f"/run/{RUN}").text
+
+
+def test_results_must_say_of_which_weights_they_are(study: Path) -> None:
+    result, cfg = study / "results" / RUN / "scored" / "result.json", study / "saes" / RUN / "cfg.json"
+    for path, changes in ((result, {"header": {}}), (result, {"header": "x"}), (cfg, {"monosem": {}})):
+        before = path.read_text()
+        assert Study(study).rows(RUN, "scored") is not None
+        edit(path, **changes)
+        assert Study(study).rows(RUN, "scored") is None
+        path.write_text(before)
+    result.unlink()
+    assert Study(study).rows(RUN, "scored") is None
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -158,10 +168,11 @@ def test_failures_have_the_security_headers(folder: Path) -> None:
 
 def test_files_of_another_shape_are_left_out(study: Path) -> None:
     edit(study / "summary.json", runs=5, tokens="many", headline="topk", model=["a"])
-    edit(study / "saes" / RUN / "cfg.json", monosem="topk")
-    for name, column in (("words", ["1", "3"]), ("large", [1, 2**40]), ("gaps", [1, None]), ("minus", [-1, 2])):
+    columns = {"words": ["1", "3"], "large": [1, 2**40], "gaps": [1, None], "minus": [-1, 2], "whole": [1, 2]}
+    for name, column in columns.items():
         where = study / "results" / RUN / name
         where.mkdir()
+        (where / "result.json").write_text(json.dumps({"header": {"sae": RUN}}))
         pl.DataFrame({"feature": column, "score": [1.0, 2.0]}).write_parquet(where / "rows.parquet")
     density = study / "results" / RUN / "density" / "rows.parquet"
     pl.read_parquet(density).with_columns(count=pl.lit("few"), density_low=pl.lit("x")).write_parquet(density)
@@ -169,7 +180,9 @@ def test_files_of_another_shape_are_left_out(study: Path) -> None:
     for page in ("/", f"/run/{RUN}?show=alive&min.count=1&sort=peak", f"/run/{RUN}/feature/1", "/search"):
         assert app.get(page).status_code == 200, page
     table = features_table(Study(study), Study(study).runs()[RUN])
-    assert not any(column.name.startswith(("words", "large", "gaps", "minus")) for column in table.columns)
+    assert {column.name.split(".")[0] for column in table.columns} & set(columns) == {"whole"}
+    edit(study / "saes" / RUN / "cfg.json", monosem="topk")
+    assert all(app.get(page).status_code == 200 for page in ("/", f"/run/{RUN}", f"/run/{RUN}/feature/1"))
 
 
 def test_numbers_of_runs_that_are_none_are_left_out(study: Path) -> None:

@@ -16,7 +16,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from starlette.testclient import TestClient
 
-import monosem
 from monosem.app import make_app
 from monosem.app.effects import effects_of
 from monosem.app.study import Study
@@ -29,33 +28,11 @@ from monosem.passages import open_passages
 from monosem.store import file_hash
 from monosem.types import Estimate, UserError
 
-RUN = "topk-k8"
+RUN, OTHER = "topk-k8", "standard-l1_0.5-d_sae_32"
 EXACT = {"effect_sparsity", "effect_sparsity_weighted", "effect_sparsity_random", "effect_sparsity_neuron"}
 EXACT |= {"effect_sparsity_pca", "effect_sparsity_difference", "undefined_share", "loss_effect"}
 EXACT |= {"first_order_correlation"}
 SMALL = ["--set", "sequences=10", "--set", "features=3"]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path, corpus: Path) -> Path:
-    """Return a study folder with codes of two runs."""
-    folder = tmp_path_factory.mktemp("ablated") / "study"
-    model = {"name": str(tiny_lm), "site": "blocks.1.hook_resid_post", "dtype": "float32", "device": "cpu"}
-    study = {
-        "name": "tiny",
-        "model": {**model, "context": 32, "batch_rows": 4},
-        "text": {"source": str(corpus), "train_tokens": 3000, "eval_tokens": 1800},
-        "train": {"d_sae": 64, "batch_size": 128, "tokens": 6400, "lr": 3e-3},
-        "measure": {"bootstrap": 200},
-        "run": [{"variant": "standard", "l1_coefficient": 0.5}, {"variant": "topk", "k": 8}],
-    }
-    monosem.compare(study, folder)
-    return folder
-
-
-@pytest.fixture
-def study(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "study"))
 
 
 def cli(*arguments: str | Path) -> int:
@@ -89,7 +66,7 @@ def test_story(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert features["first_order"].count() == 80
     assert rows.filter(pl.col("kind") == "random").height == 20
     assert rows.filter(pl.col("kind") == "random")["feature"].null_count() == 20
-    other = result(study, "standard-l1_0.5")[1]
+    other = result(study, OTHER)[1]
     assert set(other["sequence"]) <= set(rows["sequence"])  # the same positions for all runs
     assert paired_difference(rows, other, 200) is not None
     charts = {c["id"]: c for c in json.loads((study / "results" / "ablation.charts.json").read_text())}
@@ -109,11 +86,10 @@ def test_repeated_and_interrupted(
 
     class_ = type(make_evaluation("ablation"))
     run = class_.run
-    first = "standard-l1_0.5"
-    monkeypatch.setattr(class_, "run", lambda s, info, p: run(s, info, p) if info.name == first else broken())
+    monkeypatch.setattr(class_, "run", lambda s, info, p: run(s, info, p) if info.name == OTHER else broken())
     assert cli("eval", "ablation", study, *SMALL) == 130
     monkeypatch.setattr(class_, "run", run)
-    assert (study / "results" / first / "ablation" / "result.json").exists()
+    assert (study / "results" / OTHER / "ablation" / "result.json").exists()
     assert not (study / "results" / RUN / "ablation").exists()
     capsys.readouterr()
     monkeypatch.setattr(starts, "start_at", broken)  # what is common to all runs is on disk

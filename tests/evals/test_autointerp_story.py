@@ -11,7 +11,6 @@ from typing import Any
 import polars as pl
 import pytest
 
-import monosem
 from monosem.cli import run as run_cli
 from monosem.evals import make_evaluation
 from monosem.evals.autointerp import Autointerp
@@ -22,34 +21,6 @@ from monosem.types import UserError
 RUN = "topk-k8"
 NAMES = {"pearson", "spearman", "pearson_top", "pearson_intervals", "pearson_random", "pearson_shuffled"}
 NAMES |= {"pearson_oracle", "pearson_token_mean", "failed_share", "null_share", "l0", "prompt_tokens"}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path, corpus: Path) -> Path:
-    """Return a study folder with codes of two runs."""
-    folder = tmp_path_factory.mktemp("interpreted") / "study"
-    study = {
-        "name": "tiny",
-        "model": {
-            "name": str(tiny_lm),
-            "site": "blocks.1.hook_resid_post",
-            "dtype": "float32",
-            "device": "cpu",
-            "context": 32,
-            "batch_rows": 4,
-        },
-        "text": {"source": str(corpus), "train_tokens": 3000, "eval_tokens": 1800},
-        "train": {"d_sae": 64, "batch_size": 128, "tokens": 6400, "lr": 3e-3},
-        "measure": {"bootstrap": 200},
-        "run": [{"variant": "standard", "l1_coefficient": 0.5}, {"variant": "topk", "k": 8}],
-    }
-    monosem.compare(study, folder)
-    return folder
-
-
-@pytest.fixture
-def study(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "study"))
 
 
 def cli(*arguments: str | Path) -> int:
@@ -251,10 +222,10 @@ def test_dry_run_asks_and_writes_nothing(
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(
-    finished: Path, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    finished_study: Path, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name, *rest = arguments
-    assert cli("eval", name, finished, *rest) == 2
+    assert cli("eval", name, finished_study, *rest) == 2
     error = capsys.readouterr().err
     assert told in error
     assert len([line for line in error.splitlines() if line.startswith("error:")]) == 1

@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file
 from starlette.testclient import TestClient
 
-import monosem
 from monosem.app import make_app
 from monosem.app.study import Study
 from monosem.app.tasks import tasks_of
@@ -35,34 +34,6 @@ from .test_probes_tasks import small_wheel  # noqa: F401
 RUN = "topk-k8"
 SCALARS = {"probe_loss", "probe_accuracy", "dense_probe_loss", "random_probe_loss", "neuron_probe_loss", "l0"}
 SCALARS |= {"pca_probe_loss", "probe_loss_post", "probe_loss_train", "sparse_accuracy_1", "sparse_accuracy_16"}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path, corpus: Path) -> Path:
-    """Return a study folder with two runs of different size."""
-    folder = tmp_path_factory.mktemp("probed") / "study"
-    study = {
-        "name": "tiny",
-        "model": {
-            "name": str(tiny_lm),
-            "site": "blocks.1.hook_resid_post",
-            "dtype": "float32",
-            "device": "cpu",
-            "context": 32,
-            "batch_rows": 4,
-        },
-        "text": {"source": str(corpus), "train_tokens": 3000, "eval_tokens": 1800},
-        "train": {"d_sae": 64, "batch_size": 128, "tokens": 6400, "lr": 3e-3},
-        "measure": {"bootstrap": 200},
-        "run": [{"variant": "standard", "l1_coefficient": 0.5, "d_sae": 32}, {"variant": "topk", "k": 8}],
-    }
-    monosem.compare(study, folder)
-    return folder
-
-
-@pytest.fixture
-def study(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "study"))
 
 
 @pytest.fixture
@@ -236,13 +207,13 @@ def test_a_task_of_one_class_is_left_out_with_a_reason(
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(
-    finished: Path,
+    finished_study: Path,
     small_wheel: Path,  # noqa: F811
     setting: str,
     told: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert cli("eval", "probes", finished, "--set", setting) == 2
+    assert cli("eval", "probes", finished_study, "--set", setting) == 2
     assert told in capsys.readouterr().err
 
 

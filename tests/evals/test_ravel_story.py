@@ -16,7 +16,6 @@ from typing import Any
 import polars as pl
 import pytest
 
-import monosem
 from monosem.cli import run as run_cli
 from monosem.evals.ravel import interchange
 from monosem.evals.ravel.answers import greedy
@@ -66,19 +65,9 @@ def data(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path, corpus: Path, data: Path) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, finished_study: Path, data: Path) -> Path:
     """Return a study folder with two runs, one of them judged."""
-    folder = tmp_path_factory.mktemp("ravelled") / "study"
-    model = {"name": str(tiny_lm), "site": "blocks.1.hook_resid_post", "dtype": "float32", "device": "cpu"}
-    study = {
-        "name": "tiny",
-        "model": {**model, "context": 32, "batch_rows": 4},
-        "text": {"source": str(corpus), "train_tokens": 3000, "eval_tokens": 1800},
-        "train": {"d_sae": 64, "batch_size": 128, "tokens": 6400, "lr": 3e-3},
-        "measure": {"bootstrap": 200},
-        "run": [{"variant": "standard", "l1_coefficient": 0.5}, {"variant": "topk", "k": 8}],
-    }
-    monosem.compare(study, folder)
+    folder = Path(shutil.copytree(finished_study, tmp_path_factory.mktemp("ravelled") / "study"))
     assert cli("eval", "ravel", folder, "--runs", RUN, "--set", f"data={data}", *SMALL) == 0
     return folder
 
@@ -155,7 +144,8 @@ def test_the_other_run_uses_the_same_baselines_and_a_repeat_does_nothing(
     assert cli(*arguments) == 0
     assert "1 runs judged, 1 reused" in capsys.readouterr().out
     one, other = (
-        result(study, run)[1].filter(pl.col("method").is_in(list(BASELINES))) for run in (RUN, "standard-l1_0.5")
+        result(study, run)[1].filter(pl.col("method").is_in(list(BASELINES)))
+        for run in (RUN, "standard-l1_0.5-d_sae_32")
     )
     assert one.equals(other)
     assert cli(*arguments) == 0
@@ -244,5 +234,13 @@ def test_too_few_answers_are_said(study: Path, data: Path, tmp_path: Path, capsy
     wrong = broken(
         data, tmp_path, "ravel_word_entity_attributes.json", lambda all_: {e: {"Colour": "zebra"} for e in all_}
     )
-    assert cli("eval", "ravel", study, "--set", f"data={wrong}", *SMALL) == 2
-    assert "the model answers too little of the data" in capsys.readouterr().err
+    assert cli("eval", "ravel", study, "--set", f"data={wrong}", *SMALL) == 0
+    stored, rows = result(study)
+    assert not rows.height
+    assert {stored["scalars"][name] for name in ("cause", "isolate", "disentangle")} == {None}
+    assert stored["reasons"]["disentangle"] == "no intervention was made on the test splits"
+    assert stored["reasons"]["train_pairs/word/Colour"].startswith(
+        "left out: too few pairs (0 on train, 0 on val entity"
+    )
+    assert cli("report", study) == 0
+    assert "left out: too few pairs" in (study / "report.html").read_text()

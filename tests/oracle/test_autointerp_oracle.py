@@ -14,7 +14,6 @@ from typing import Any
 
 import polars as pl
 import pytest
-from tests.evals import test_autointerp_story as story
 from tests.evals.test_autointerp_story import RUN, cli, result
 
 from monosem.evals.autointerp.detection import detection_trial
@@ -24,7 +23,6 @@ from monosem.evals.autointerp.prompts import EXPLAINER, SIMULATOR
 from monosem.evals.autointerp.records import PRESETS, Preset, Quota
 
 pytestmark = [pytest.mark.oracle, pytest.mark.lm, pytest.mark.slow]
-finished, study = story.finished, story.study
 
 FEATURES = 2
 # 8 examples for explaining, 6 for scoring, of 5 tokens

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import polars as pl
 
 from monosem.app.study import Study
 from monosem.app.tokens import visible
-from monosem.firings import PANIC
 from monosem.passages import Passages
-from monosem.store import read_json
-from monosem.types import UserError
 
 SHOWN = 6
 NUMBERS = ("sparsity", "loss", "first_order")
@@ -51,8 +47,7 @@ class Effects:
 
 def effects_of(study: Study, run: str, feature: int, passages: Passages | None) -> Effects | None:
     """Return the effects of a feature; None where it was active at no sampled token, or there are no results."""
-    files = study.rows_files(run, "ablation")
-    rows: pl.DataFrame | None = study.kept(("ablation", run), files, lambda: _rows(*files))
+    rows = study.rows(run, "ablation", _of_features)
     own = None if rows is None else rows.filter(pl.col("feature") == feature)
     if own is None or not own.height:
         return None
@@ -77,21 +72,12 @@ def _top(rows: pl.DataFrame, side: str, largest: bool, passages: Passages) -> li
     return [Affected(text, value) for text, value in zip(passages.text(top["token"]), top["by"].to_list(), strict=True)]
 
 
-def _rows(path: Path, result: Path, cfg: Path) -> pl.DataFrame | None:
-    """Return the rows of features, None where files are damaged or belong to other weights."""
-    try:
-        if read_json(result)["header"]["sae"] != read_json(cfg)["monosem"]["weights_sha256"]:
-            return None
-        lists = [f"{side}_{where}" for where in WHERE for side in SIDES]
-        return (
-            pl.read_parquet(path, glob=False)
-            .filter(pl.col("kind") == "feature")
-            .select(
-                pl.col("feature").cast(pl.Int64),
-                pl.col("size", *NUMBERS).cast(pl.Float64),
-                pl.col(lists).cast(pl.List(pl.Int64)),
-                pl.col([f"{name}_by" for name in lists]).cast(pl.List(pl.Float64)),
-            )
-        )
-    except (OSError, UserError, KeyError, TypeError, PANIC, pl.exceptions.PolarsError):
-        return None
+def _of_features(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of features, with the columns that are used. Raises a PolarsError where one is missing."""
+    lists = [f"{side}_{where}" for where in WHERE for side in SIDES]
+    return rows.filter(pl.col("kind") == "feature").select(
+        pl.col("feature").cast(pl.Int64),
+        pl.col("size", *NUMBERS).cast(pl.Float64),
+        pl.col(lists).cast(pl.List(pl.Int64)),
+        pl.col([f"{name}_by" for name in lists]).cast(pl.List(pl.Float64)),
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from monosem.store import read_json
 from monosem.types import UserError
 
 SUMMARY = {"runs": list, "tokens": dict, "headline": dict}  # what is used as such
+Take = Callable[[pl.DataFrame], pl.DataFrame | None]
 KEPT = 64  # opened files; a table of 65,536 features with 20 columns takes 10 MB
 
 
@@ -43,7 +44,7 @@ class Study:
     def __init__(self, folder: Path):
         """Look at nothing yet."""
         self.folder = folder
-        self._opened: OrderedDict[tuple[str, ...], tuple[Any, Any]] = OrderedDict()
+        self._opened: OrderedDict[tuple[Hashable, ...], tuple[Any, Any]] = OrderedDict()
         self._lock = threading.Lock()
 
     def summary(self) -> dict[str, Any]:
@@ -89,10 +90,13 @@ class Study:
         path = self.folder / "codes" / "passages.json"
         return self._kept(("passages",), [path], lambda: open_passages(self.folder))
 
-    def rows(self, run: str, evaluation: str) -> pl.DataFrame | None:
-        """Return an evaluation's rows of a run, None when it has none about features, or none of its weights."""
-        paths = self.rows_files(run, evaluation)
-        return self._kept(("rows", run, evaluation), paths, lambda: _rows(*paths))
+    def rows(self, run: str, evaluation: str, take: Take | None = None) -> pl.DataFrame | None:
+        """Return what `take` makes of an evaluation's rows of a run; without it the rows, when they are one a feature.
+
+        None where they are missing or damaged, not said to be of the run's weights, or not what `take` can read.
+        """
+        taken, paths = take or _one_a_feature, self.rows_files(run, evaluation)
+        return self._kept(("rows", run, evaluation, taken), paths, lambda: _rows(paths, taken))
 
     def rows_files(self, run: str, evaluation: str) -> list[Path]:
         """Return the files that an evaluation's rows of a run depend on, the rows first."""
@@ -113,7 +117,7 @@ class Study:
         """Return `make()`, or what it returned before as long as none of the files `paths` has changed."""
         return self._kept(("other", *key), paths, make)
 
-    def _kept(self, key: tuple[str, ...], paths: list[Path], make: Callable[[], Any]) -> Any:
+    def _kept(self, key: tuple[Hashable, ...], paths: list[Path], make: Callable[[], Any]) -> Any:
         stamp = [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
         with self._lock:
             if key in self._opened and self._opened[key][0] == stamp:
@@ -143,15 +147,20 @@ def _summary(path: Path) -> dict[str, Any]:
     return {key: value for key, value in _object(path).items() if isinstance(value, SUMMARY.get(key, object))}
 
 
-def _rows(path: Path, result: Path, cfg: Path) -> pl.DataFrame | None:
+def _rows(paths: list[Path], take: Take) -> pl.DataFrame | None:
+    path, result, cfg = paths
     judged, now = _dict(_object(result).get("header")).get("sae"), _dict(_object(cfg).get("monosem"))
-    if judged is not None and judged != now.get("weights_sha256", judged):
+    if judged is None or judged != now.get("weights_sha256"):
         return None
     try:
-        frame = pl.read_parquet(path, glob=False)
+        return take(pl.read_parquet(path, glob=False))
     except (OSError, pl.exceptions.PolarsError, PANIC):
         return None
-    if "feature" not in frame.columns or not frame.schema["feature"].is_integer():
+
+
+def _one_a_feature(rows: pl.DataFrame) -> pl.DataFrame | None:
+    """Return the rows as they are, None when they are not about features, each at most once."""
+    if "feature" not in rows.columns or not rows.schema["feature"].is_integer():
         return None
-    feature = frame["feature"]
-    return frame if feature.is_unique().all() and feature.is_between(0, 2**31 - 1).all(ignore_nulls=False) else None
+    feature = rows["feature"]
+    return rows if feature.is_unique().all() and feature.is_between(0, 2**31 - 1).all(ignore_nulls=False) else None

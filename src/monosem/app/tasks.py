@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import polars as pl
 
 from monosem.app.study import Run, Study
-from monosem.firings import PANIC
-from monosem.store import read_json
-from monosem.types import UserError
 
 KINDS = {"pre": "pre-activation", "post": "activation"}
 Z95 = 1.959964
@@ -34,8 +30,7 @@ class BestFor:
 
 def tasks_of(study: Study, run: Run, feature: int) -> list[BestFor]:
     """Return the tasks, lowest loss first; none where there are no results, or those of other weights."""
-    files = study.rows_files(run.name, "probes")
-    rows: pl.DataFrame | None = study.kept(("probes", run.name), files, lambda: _rows(*files))
+    rows = study.rows(run.name, "probes", _used)
     if rows is None:
         return []
     found = []
@@ -48,17 +43,15 @@ def tasks_of(study: Study, run: Run, feature: int) -> list[BestFor]:
     return sorted(found, key=lambda one: one.loss)
 
 
-def _rows(path: Path, result: Path, cfg: Path) -> pl.DataFrame | None:
-    """Return the tasks that were used, None where the files are damaged or belong to other weights."""
-    try:
-        if read_json(result)["header"]["sae"] != read_json(cfg)["monosem"]["weights_sha256"]:
-            return None
-        rows = pl.read_parquet(path, glob=False).filter(pl.col("reason").is_null())
-        numbers = [f"{kind}_{what}" for kind in KINDS for what in ("loss", "error", "accuracy")] + ["random_loss"]
-        return rows.select(
+def _used(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return the tasks that were used, with the columns that are. Raises a PolarsError where one is missing."""
+    numbers = [f"{kind}_{what}" for kind in KINDS for what in ("loss", "error", "accuracy")] + ["random_loss"]
+    return (
+        rows.filter(pl.col("reason").is_null())
+        .select(
             pl.col("task", "negative", "positive").cast(pl.String),
             pl.col([f"{kind}_feature" for kind in KINDS]).cast(pl.Int64),
             pl.col(numbers).cast(pl.Float64),
-        ).drop_nulls()
-    except (UserError, KeyError, TypeError, OSError, pl.exceptions.PolarsError, PANIC):
-        return None
+        )
+        .drop_nulls()
+    )

@@ -23,8 +23,8 @@ from monosem.evals.ravel.defaults import default_types
 from monosem.evals.ravel.disentangle import scores
 from monosem.evals.ravel.entities import SPLITS, EntityType, content_hash, read_types
 from monosem.evals.ravel.features import judge_features
-from monosem.evals.ravel.sets import make_world
-from monosem.evals.ravel.table import coverage_scalars, scalars_of
+from monosem.evals.ravel.sets import draw, make_world
+from monosem.evals.ravel.table import as_table, coverage_scalars, scalars_of
 from monosem.formats.saelens import load_sae
 from monosem.model import Model
 from monosem.schema import Chart
@@ -39,10 +39,14 @@ Count = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What serves all runs. rows: of the baselines; tokens: held-out tokens that sums are over."""
+    """What serves all runs. coverage: what the model's answers left of the data; fitting: None where that is nothing.
+
+    rows: of the baselines; tokens: held-out tokens that sums are over.
+    """
 
     inputs: Inputs
-    fitting: Fitting
+    coverage: list[dict[str, Any]]
+    fitting: Fitting | None
     rows: pl.DataFrame
     tokens: int
 
@@ -86,26 +90,30 @@ class Ravel(Evaluation):
         model = inputs.model()
         site = model.site(inputs.site)
         found = [self._answered(inputs, model, kind) for kind in types]
-        world = make_world(model, site, found, self.pairs, self.train_pairs, self.seed, inputs.ticker)
+        drawn = draw(found, self.pairs, self.train_pairs, self.seed)
+        if not drawn.pairs:
+            return _Prepared(inputs, drawn.coverage, None, as_table({}), tokens)
+        world = make_world(model, site, found, drawn, self.seed, inputs.ticker)
         where = {"model": model.identity, "site": inputs.site}
         fitting = Fitting(world, inputs.folder / "ravel" / "trained", where, self.rank, self.steps, self.seed)
         settings = {"rank": self.rank, "steps": self.steps, "seed": self.seed}
         path = inputs.folder / "ravel" / "baselines.parquet"
-        return _Prepared(inputs, fitting, baseline_rows(path, fitting, where | settings, inputs.ticker), tokens)
+        rows = baseline_rows(path, fitting, where | settings, inputs.ticker)
+        return _Prepared(inputs, drawn.coverage, fitting, rows, tokens)
 
     def run(self, info: RunInfo, prepared: _Prepared) -> Result:
-        began, world, inputs = time.perf_counter(), prepared.fitting.world, prepared.inputs
-        sae = load_sae(info.folder).to(world.model.x.device)
-        rows = judge_features(info.name, sae, info.sae, prepared.fitting, inputs.ticker)
-        rows = pl.concat([rows, prepared.rows])
-        scalars, reasons = scalars_of(rows, inputs.bootstrap)
-        more, why = coverage_scalars(world.coverage)
+        began, inputs, fitting = time.perf_counter(), prepared.inputs, prepared.fitting
+        rows = prepared.rows
+        scalars, reasons = coverage_scalars(prepared.coverage)
+        if fitting is not None:
+            sae = load_sae(info.folder).to(fitting.world.model.x.device)
+            rows = pl.concat([judge_features(info.name, sae, info.sae, fitting, inputs.ticker), rows])
+            scalars["unstable_pairs"] = Estimate.exact(fitting.world.unstable, fitting.world.unstable)
+        more, why = scalars_of(rows, inputs.bootstrap)
         sums, _ = read_sums(inputs.folder, info.name)
-        scalars |= more
         scalars["l0"] = Estimate.exact(float(sums.active.sum() / prepared.tokens), prepared.tokens)
         scalars["seconds"] = Estimate.exact(time.perf_counter() - began, rows.height)
-        scalars["unstable_pairs"] = Estimate.exact(world.unstable, world.unstable)
-        return Result(scalars, rows, reasons | why)
+        return Result(more | scalars, rows, reasons | why)
 
     def figure(self, judged: list[Judged]) -> list[Chart]:
         return ravel_charts(judged)

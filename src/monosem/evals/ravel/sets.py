@@ -21,7 +21,6 @@ from monosem.evals.ravel.prompts import Prompt, prompts_of
 from monosem.model import Model, Site
 from monosem.progress import Ticker
 from monosem.store import value_hash
-from monosem.types import UserError
 
 CONTEXTS = 4  # templates of each training entity that features are chosen on
 LEAST = 8  # pairs of a split below which an attribute is left out
@@ -113,32 +112,38 @@ class World:
         return wanted, cause, value_hash([[asdict(pair) for pair in part.pairs] for part, _ in parts])
 
 
-def make_world(
-    model: Model, site: Site, found: Sequence[Answered], pairs: int, train_pairs: int, seed: int, ticker: Ticker
-) -> World:
-    """Draw the pairs and run what no edit changes.
+@dataclass(frozen=True)
+class Drawn:
+    """All pairs, by type, attribute and split; the attributes that can be used, by type; what became of all others."""
 
-    pairs: of each attribute on each test split; a third as many on each validation split. Raises UserError when no type
-    has an attribute with enough pairs.
+    pairs: dict[tuple[str, str, str], list[Pair]]
+    attributes: dict[str, list[str]]
+    coverage: list[dict[str, Any]]
+
+
+def draw(found: Sequence[Answered], pairs: int, train_pairs: int, seed: int) -> Drawn:
+    """Draw the pairs of all attributes that have enough of them on every split.
+
+    pairs: of each attribute on each test split; a third as many on each validation split.
     """
     sizes = {"train": train_pairs, **dict.fromkeys(VALIDATION, max(LEAST, pairs // 3))}
-    drawn: dict[tuple[str, str, str], list[Pair]] = {}
-    coverage: list[dict[str, Any]] = []
-    attributes: dict[str, list[str]] = {}
+    drawn = Drawn({}, {}, [])
     for one in found:
         for attribute in one.kind.templates:
             own = {split: draw_pairs(one, attribute, split, sizes.get(split, pairs), seed) for split in SPLITS}
-            coverage.append(_coverage(one, attribute, own))
-            if not coverage[-1]["too_few"]:
-                attributes.setdefault(one.kind.name, []).append(attribute)
-                drawn |= {(one.kind.name, attribute, split): some for split, some in own.items()}
-    if not drawn:
-        told = "; ".join(f"{c['type']} {c['attribute']}: {c['too_few']}" for c in coverage)
-        raise UserError(f"ravel: the model answers too little of the data to ask anything ({told})")
-    asked, exchange = _asked(model, site, drawn, ticker)
+            drawn.coverage.append(_coverage(one, attribute, own))
+            if not drawn.coverage[-1]["too_few"]:
+                drawn.attributes.setdefault(one.kind.name, []).append(attribute)
+                drawn.pairs.update({(one.kind.name, attribute, split): some for split, some in own.items()})
+    return drawn
+
+
+def make_world(model: Model, site: Site, found: Sequence[Answered], drawn: Drawn, seed: int, ticker: Ticker) -> World:
+    """Run what no edit changes."""
+    asked, exchange = _asked(model, site, drawn.pairs, ticker)
     asked, unstable = _stable(exchange, asked, ticker)
-    contexts = {one.kind.name: _contexts(model, site, one, seed) for one in found if one.kind.name in attributes}
-    return World(exchange, attributes, asked, contexts, coverage, unstable)
+    contexts = {one.kind.name: _contexts(model, site, one, seed) for one in found if one.kind.name in drawn.attributes}
+    return World(exchange, drawn.attributes, asked, contexts, drawn.coverage, unstable)
 
 
 def _coverage(one: Answered, attribute: str, pairs: dict[str, list[Pair]]) -> dict[str, Any]:
