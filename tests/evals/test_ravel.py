@@ -36,7 +36,7 @@ from monosem.evals.ravel.edits import (
     random_subspace,
 )
 from monosem.evals.ravel.rlace import project, remaining_loss, rlace
-from monosem.evals.ravel.selection import CLASSES, GRID, svm_path, svm_select
+from monosem.evals.ravel.selection import CLASSES, GRID, svm_path
 from monosem.evals.ravel.training import (
     FEATURES,
     MASK,
@@ -304,7 +304,6 @@ def test_c_means_the_same_whatever_the_units_and_constants_of_the_codes() -> Non
     for other in (codes * 1e3, codes * 1e-3, torch.cat([codes, dense], dim=1), codes.numpy()):
         found = svm_path(other, labels, grid)
         assert all(found[C].tolist() == expected[C].tolist() for C in grid)
-    assert svm_select(codes, labels, 0.01).tolist() == expected[0.01].tolist()
 
 
 def test_labels_of_any_kind_with_any_number_of_values() -> None:
@@ -314,7 +313,7 @@ def test_labels_of_any_kind_with_any_number_of_values() -> None:
     codes = np.zeros((len(labels), 250))
     codes[np.arange(len(labels)), labels] = 1
     codes[:, 200:] = rng.random((len(labels), 50)) < 0.1
-    found = svm_select(codes, [f"value {label}" for label in labels], 0.1)
+    found = svm_path(codes, [f"value {label}" for label in labels], (0.1,))[0.1]
     assert set(range(CLASSES)) <= set(found.tolist())
     assert not set(found.tolist()) & set(range(CLASSES, 200))
     with pytest.raises(UserError, match="at least 2"):

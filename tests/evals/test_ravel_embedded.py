@@ -22,19 +22,21 @@ from monosem.progress import Ticker
 def test_a_whole_activation_brings_the_country_at_layer_10_and_nothing_at_26(tmp_path: Path) -> None:
     model = load_model(dtype="float32", device="cpu")
     (cities,) = default_types(["city"])
-    some = [*cities.templates["Country"][:2], *cities.templates["Country"][5:6], *cities.templates["Country"][7:8]]
-    kind = replace(cities, templates={"Country": some})
+    some = {attribute: [own[i] for i in (0, 5, 7)] for attribute, own in cities.templates.items()}
+    kind = replace(cities, templates={attribute: some[attribute] for attribute in ("Country", "Continent")})
     found = answered(tmp_path, model, kind, {}, 3, 4, Ticker())
     assert found.rows["right"].mean() > 0.7  # pyright: ignore[reportOperatorIssue]
     drawn = draw([found], 24, 8, 0)
-    assert drawn.attributes == {"city": ["Country"]}
-    cause = {}
+    cause, isolate = {}, {}
     for layer in (10, 26):
         world = make_world(model, model.site(f"blocks.{layer}.hook_resid_post"), [found], drawn, 0, Ticker())
         rows = interventions(world, "full", ("city", "Country"), Full(model.lm.config.hidden_size))
         scores = intervals(rows, 100)[Key()]
-        assert scores["isolate"] is None  # one attribute: there is no other
         assert scores["cause"] is not None
-        cause[layer] = scores["cause"].value
+        assert scores["isolate"] is not None
+        assert scores["cause"].n == scores["isolate"].n == 48
+        cause[layer], isolate[layer] = scores["cause"].value, scores["isolate"].value
     assert cause[10] > 0.6
+    assert isolate[10] < 0.4
     assert cause[26] < 0.1
+    assert isolate[26] > 0.9

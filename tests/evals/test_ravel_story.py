@@ -9,6 +9,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from monosem.evals.ravel import interchange
 from monosem.evals.ravel.answers import greedy
 from monosem.evals.ravel.prompts import prompts_of
 from monosem.evals.ravel.table import BASELINES, SAE_METHODS
+from monosem.evals.ravel.training import Checkpoint
 from monosem.model import load_model
 
 RUN = "topk-k8"
 SMALL = ["--set", "pairs=24", "--set", "train_pairs=48", "--set", "steps=8", "--set", "rank=4"]
+SMALL += ["--set", "mask_steps=8"]
 SMALL += ["--set", "answer_tokens=1"]
 TEMPLATES = {
     "Colour": {"train": ["the %s in", "it was %s of"], "val": ["a %s"], "test": ["old %s and"]},
@@ -156,14 +159,14 @@ def test_the_other_run_uses_the_same_baselines_and_a_repeat_does_nothing(
     assert "Single interventions" in page
 
 
-@pytest.mark.parametrize("stop", [4, 21, 37])
+@pytest.mark.parametrize("stop", [4, 38, 60])  # in MDAS, DBM, and an SAE's mask
 def test_an_interrupted_training_goes_on_to_the_same_result(
     study: Path, data: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     expected = result(study)[1]
     shutil.rmtree(study / "ravel")
     shutil.rmtree(study / "results" / RUN / "ravel")
-    monkeypatch.setattr("monosem.evals.ravel.training.Checkpoint.every", 0.0, raising=False)
+    monkeypatch.setattr("monosem.evals.ravel.baselines.Checkpoint", partial(Checkpoint, every=0.0))
     arguments = ["eval", "ravel", study, "--runs", RUN, "--set", f"data={data}", *SMALL]
     losses, calls = interchange.Interchange.losses, []
 
@@ -177,6 +180,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result(
     assert cli(*arguments) == 130
     assert not (study / "results" / RUN / "ravel").exists()
     assert cli(*arguments) == 0
+    assert len(calls) == 2 * (3 + 1) * 8 + 1  # steps of four trainings of two attributes: none was taken twice
     assert result(study)[1].equals(expected)
 
 
@@ -215,18 +219,12 @@ def broken(data: Path, tmp_path: Path, file: str, change: Callable[[Any], Any]) 
 def test_an_entity_without_tokens_is_refused(
     study: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("entity_attributes", "entity_to_split"):
-        file = f"ravel_word_{name}.json"
-        folder = data if name == "entity_attributes" else tmp_path / "broken"
-        value = {"Colour": "red"} if name == "entity_attributes" else "train"
-        if folder is data:
-            folder = broken(data, tmp_path, file, lambda content, value=value: {**content, "  ": value})
-        else:
-            content = json.loads((folder / file).read_text())
-            (folder / file).write_text(json.dumps({**content, "  ": value}))
+    folder = broken(data, tmp_path, "ravel_word_entity_attributes.json", lambda all_: {**all_, "  ": {"Colour": "red"}})
+    splits = folder / "ravel_word_entity_to_split.json"
+    splits.write_text(json.dumps({**json.loads(splits.read_text()), "  ": "train"}))
     assert cli("eval", "ravel", study, "--set", f"data={folder}", *SMALL) == 2
     error = capsys.readouterr().err
-    assert 'entity "  "' in error or "empty" in error
+    assert "ravel_word_entity_attributes.json" in error
     assert "Traceback" not in error
 
 

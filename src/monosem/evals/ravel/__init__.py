@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,7 +58,8 @@ class Ravel(Evaluation):
 
     data: folder or archive of the authors' files; empty: the default set. types, attributes: which of them; empty: all.
     entities: of each type, at most. templates: of each attribute, at most. pairs: of each attribute on each test split.
-    train_pairs: that DAS, MDAS, DBM and MDBM learn from, of each attribute. steps: of their training, 32 pairs each.
+    train_pairs: that DAS, MDAS, DBM and MDBM learn from, of each attribute. steps, mask_steps: of the training of the
+    first three, and of MDBM, 32 pairs each.
     rank: directions of a subspace. answer_tokens: how many tokens of an answer are generated.
     """
 
@@ -67,15 +69,16 @@ class Ravel(Evaluation):
     attributes: list[str] = field(default_factory=list)
     entities: Annotated[int, Field(ge=20)] = 400
     templates: Annotated[int, Field(ge=3)] = 12
-    pairs: Annotated[int, Field(ge=8)] = 64
+    pairs: Annotated[int, Field(ge=8)] = 48
     train_pairs: Annotated[int, Field(ge=8)] = 512
     steps: Count = 64
+    mask_steps: Count = 24
     rank: Count = 32
     answer_tokens: Count = 3
     seed: Annotated[int, Field(ge=0)] = 0
 
     def reads(self, inputs: Inputs, info: RunInfo) -> dict[str, Any]:
-        return {"ravel": content_hash(self._types())}
+        return {"ravel": content_hash(self._types)}
 
     def prepare(self, inputs: Inputs) -> _Prepared:
         if inputs.model is None:
@@ -85,28 +88,29 @@ class Ravel(Evaluation):
             raise UserError(
                 f"rank = {self.rank}: more directions than {inputs.site} has dimensions; use at most {d_in}"
             )
-        types = [some_entities(kind, self.entities, self.seed) for kind in self._types()]
+        types = [some_entities(kind, self.entities, self.seed) for kind in self._types]
         tokens = int(read_heldout(inputs.folder).n.sum())
         model = inputs.model()
         site = model.site(inputs.site)
         found = [self._answered(inputs, model, kind) for kind in types]
         drawn = draw(found, self.pairs, self.train_pairs, self.seed)
-        if not drawn.pairs:
-            return _Prepared(inputs, drawn.coverage, None, as_table({}), tokens)
         world = make_world(model, site, found, drawn, self.seed, inputs.ticker)
+        if not world.attributes:
+            return _Prepared(inputs, world.coverage, None, as_table({}), tokens)
         where = {"model": model.identity, "site": inputs.site}
-        fitting = Fitting(world, inputs.folder / "ravel" / "trained", where, self.rank, self.steps, self.seed)
+        trained = inputs.folder / "ravel" / "trained"
+        fitting = Fitting(world, trained, where, self.rank, self.steps, self.mask_steps, self.seed)
         settings = {"rank": self.rank, "steps": self.steps, "seed": self.seed}
         path = inputs.folder / "ravel" / "baselines.parquet"
         rows = baseline_rows(path, fitting, where | settings, inputs.ticker)
-        return _Prepared(inputs, drawn.coverage, fitting, rows, tokens)
+        return _Prepared(inputs, world.coverage, fitting, rows, tokens)
 
     def run(self, info: RunInfo, prepared: _Prepared) -> Result:
         began, inputs, fitting = time.perf_counter(), prepared.inputs, prepared.fitting
         rows = prepared.rows
         scalars, reasons = coverage_scalars(prepared.coverage)
         if fitting is not None:
-            sae = load_sae(info.folder).to(fitting.world.model.x.device)
+            sae = load_sae(info.folder).to(fitting.world.exchange.x.device)
             rows = pl.concat([judge_features(info.name, sae, info.sae, fitting, inputs.ticker), rows])
             scalars["unstable_pairs"] = Estimate.exact(fitting.world.unstable, fitting.world.unstable)
         more, why = scalars_of(rows, inputs.bootstrap)
@@ -122,6 +126,7 @@ class Ravel(Evaluation):
         depends = {"model": model.identity, "type": content_hash([kind]), "answer_tokens": self.answer_tokens}
         return answered(inputs.folder, model, kind, depends, self.answer_tokens, self.templates, inputs.ticker)
 
+    @cached_property
     def _types(self) -> list[EntityType]:
         """Return the types and attributes that are asked for. Raises UserError for those that aren't there."""
         types = read_types(Path(self.data), self.types) if self.data else default_types(self.types)

@@ -17,7 +17,7 @@ import polars as pl
 import torch
 
 from monosem.evals.ravel.entities import EntityType
-from monosem.evals.ravel.prompts import Prompt, prompts_of
+from monosem.evals.ravel.prompts import Prompt, common_prefix, prompts_of
 from monosem.model import Model
 from monosem.progress import Ticker
 from monosem.resumed import recording
@@ -67,17 +67,20 @@ def answered(
     path = folder / "ravel" / f"answers-{kind.name}.parquet"
     header = json.dumps({"version": VERSION, **depends}, sort_keys=True)
     rows = _stored(path, header)
-    seen = set(rows["template"].unique()) if rows.height else set()
+    seen = set(rows.select("attribute", "template").unique().rows())
+    kept: list[tuple[str, str]] = []
     for attribute, choices in kind.templates.items():
         entities = [entity for entity, values in kind.attributes.items() if values.get(attribute)]
-        kept = _best(model, kind, attribute, choices, entities, new, templates, ticker) - seen
-        todo = [template for template in choices if template in kept]
+        best = _best(model, kind, attribute, choices, entities, new, templates, ticker)
+        kept += [(attribute, template) for template in choices if template in best]
+        todo = [template for template in choices if template in best and (attribute, template) not in seen]
         with ticker.bar(f"{kind.name} {attribute}", len(todo) * len(entities), "answers") as bar:
             for template in todo:
                 more = _ask(model, kind, attribute, template, entities, new, bar.add)
                 rows = pl.concat([rows, more])
                 _store(path, header, rows)
-    return Answered(kind, rows)
+    by = rows.partition_by("attribute", "template", as_dict=True)  # in the order of the data, whatever was asked before
+    return Answered(kind, pl.concat([rows.clear(), *(by[place] for place in kept if place in by)]))
 
 
 def _stored(path: Path, header: str) -> pl.DataFrame:
@@ -146,12 +149,14 @@ def needed(tokenizer: Any, tokens: Sequence[int], spellings: Sequence[str]) -> i
 
     Case, quotes and a leading "the" don't count. A value longer than the answer is spelled when the answer begins it.
     """
-    whole = _plain(tokenizer.decode(tokens))
+    text = tokenizer.decode(tokens)
+    whole = _plain(text)
     for spelling in map(_plain, spellings):
         if whole.startswith(spelling) and not whole[len(spelling) : len(spelling) + 1].isalnum():
             sizes = range(1, len(tokens) + 1)
             return next(size for size in sizes if _plain(tokenizer.decode(tokens[:size])).startswith(spelling))
-    return len(tokens) if len(whole) > 2 and any(_plain(one).startswith(whole) for one in spellings) else 0
+    cut = text == text.rstrip(STRIPPED) and len(whole) > 2 and any(_plain(one).startswith(whole) for one in spellings)
+    return len(tokens) if cut else 0
 
 
 def _plain(text: str) -> str:
@@ -169,9 +174,7 @@ def greedy(
     if not prompts:
         return []
     rows = [prompt.tokens for prompt in prompts]
-    common = min(len(row) for row in rows) - 1
-    while any(row[:common] != rows[0][:common] for row in rows):
-        common -= 1
+    common = common_prefix([row[:-1] for row in rows])
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     out: dict[int, list[int]] = {}
     for start in range(0, len(rows), BATCH):

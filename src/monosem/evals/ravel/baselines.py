@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,26 +15,29 @@ import torch
 from monosem.evals.ravel.edits import Edit, Full, Mask, Subspace, principal_components, random_subspace
 from monosem.evals.ravel.judging import best_on_validation, interventions, number_of
 from monosem.evals.ravel.rlace import rlace
-from monosem.evals.ravel.selection import GRID, svm_path
+from monosem.evals.ravel.selection import CLASSES, GRID, svm_path
 from monosem.evals.ravel.sets import VALIDATION, World
 from monosem.evals.ravel.table import BASELINES
-from monosem.evals.ravel.training import MASK, SUBSPACE, Checkpoint, Progress, train_mask, train_subspace
+from monosem.evals.ravel.training import MASK, SUBSPACE, Checkpoint, Progress, silent, train_mask, train_subspace
 from monosem.progress import Ticker
 from monosem.store import value_hash, write_atomic
 
 VERSION = 1  # rises when other rows would be stored
-FREQUENT = 32  # values of an attribute that RLAP tells apart, at most
 
 
 @dataclass(frozen=True)
 class Fitting:
-    """What the methods are fitted with. folder: for trainings; depends: what these depend on besides their pairs."""
+    """What the methods are fitted with. folder: for trainings; depends: what these depend on besides their pairs.
+
+    steps, mask_steps: of the baselines' trainings, and of a mask over features.
+    """
 
     world: World
     folder: Path
     depends: dict[str, Any]
     rank: int
     steps: int
+    mask_steps: int
     seed: int
 
     def checkpoint(self, method: str, place: tuple[str, str], pairs: str, **more: Any) -> Checkpoint:
@@ -48,7 +52,8 @@ def baseline_rows(path: Path, fitting: Fitting, depends: dict[str, Any], ticker:
     depends: what they depend on; methods that are done aren't done again.
     """
     asked = {" ".join(place): [asdict(pair) for pair in one.pairs] for place, one in fitting.world.asked.items()}
-    header = json.dumps({"version": VERSION, **depends, "asked": value_hash(asked)}, sort_keys=True)
+    labels = {kind: [one.entities, one.values] for kind, one in fitting.world.contexts.items()}
+    header = json.dumps({"version": VERSION, **depends, "asked": value_hash([asked, labels])}, sort_keys=True)
     rows = None
     if path.exists() and pl.read_parquet_metadata(path).get("header") == header:
         rows = pl.read_parquet(path)
@@ -69,7 +74,7 @@ def _judged(method: str, fitting: Fitting, ticker: Ticker) -> pl.DataFrame:
     edits: dict[tuple[str, str], Edit] = {}
     with ticker.bar(f"{method}: fit", len(places) * (fitting.steps if trained else 1), "steps") as bar:
         for place in places:
-            progress: Progress = bar.add if trained else lambda _n: None
+            progress: Progress = bar.add if trained else silent
             edits[place] = FITS[method](fitting, place, progress)
             if not trained:
                 bar.add(1)
@@ -78,12 +83,12 @@ def _judged(method: str, fitting: Fitting, ticker: Ticker) -> pl.DataFrame:
 
 
 def _full(fitting: Fitting, place: tuple[str, str], progress: Progress) -> Full:
-    return Full(fitting.world.model.x.shape[1])
+    return Full(fitting.world.exchange.x.shape[1])
 
 
 def _random(fitting: Fitting, place: tuple[str, str], progress: Progress) -> Subspace:
     """Another subspace for every target, so that no single one decides."""
-    x = fitting.world.model.x
+    x = fitting.world.exchange.x
     number = fitting.world.targets().index(place)
     drawn = random_subspace(x.shape[1], fitting.rank, fitting.seed + number)
     return replace(drawn, R=drawn.R.to(x.device))
@@ -103,7 +108,7 @@ def _pca(fitting: Fitting, place: tuple[str, str], progress: Progress) -> Subspa
 def _rlap(fitting: Fitting, place: tuple[str, str], progress: Progress) -> Subspace:
     """As many directions as tell the values apart, or `rank`: any more are what the sample has by chance."""
     x, values = fitting.world.contexts[place[0]].of(place[1])
-    often = pl.Series(values).value_counts(sort=True).head(FREQUENT).to_series().to_list()
+    often = [value for value, _ in Counter(values).most_common(CLASSES)]
     rows = [i for i, value in enumerate(values) if value in often]
     size = min(fitting.rank, len(often) - 1)
     return Subspace(rlace(x[torch.tensor(rows, device=x.device)], [values[i] for i in rows], size, fitting.seed))

@@ -97,7 +97,7 @@ def single(lines: list[Line]) -> Chart:
         note=f"Of each swapped attribute and method, {SAMPLE // 2} that count for Cause and {SAMPLE // 2} for Isolate, "
         "drawn with a fixed seed so that every intervention is as likely to be drawn and hits and misses keep their "
         "proportion. Source: the entity whose activation is put in. Base and source answer: what the model answers by "
-        "itself to this prompt with either entity. Answer: after the edit; a hit for Cause gives the source's, one for "
-        "Isolate the base's. rows.parquet has them all.",
+        "itself to this prompt with either entity. Answer: after the edit, up to the first token that isn't the "
+        "looked-for one's; a hit for Cause gives the source's, one for Isolate the base's. rows.parquet has them all.",
         section=SECTION,
     )

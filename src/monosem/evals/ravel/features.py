@@ -11,10 +11,10 @@ from torch import Tensor
 
 from monosem.evals.ravel.baselines import Fitting
 from monosem.evals.ravel.edits import ROWS, Features
-from monosem.evals.ravel.judging import Progress, best_on_validation, interventions, number_of
+from monosem.evals.ravel.judging import best_on_validation, interventions, number_of
 from monosem.evals.ravel.selection import GRID, svm_path
 from monosem.evals.ravel.sets import VALIDATION
-from monosem.evals.ravel.training import FEATURES, train_features
+from monosem.evals.ravel.training import FEATURES, Progress, train_features
 from monosem.progress import Ticker
 from monosem.sae import Sae
 
@@ -30,10 +30,10 @@ def judge_features(run: str, sae: Sae, weights: str, fitting: Fitting, ticker: T
     world = fitting.world
     places = world.targets()
     masks: dict[tuple[str, str], Tensor] = {}
-    with ticker.bar(f"{run}: masks", len(places) * fitting.steps, "steps") as bar:
+    with ticker.bar(f"{run}: masks", len(places) * fitting.mask_steps, "steps") as bar:
         for place in places:
             wanted, cause, pairs = world.training(*place, isolate=True)
-            settings = replace(FEATURES, steps=fitting.steps, seed=fitting.seed)
+            settings = replace(FEATURES, steps=fitting.mask_steps, seed=fitting.seed)
             checkpoint = fitting.checkpoint(f"mdbm-{run}", place, pairs, sae=weights)
             masks[place] = train_features(wanted, cause, sae, settings, checkpoint, bar.add).chosen
     tables: list[pl.DataFrame] = []
@@ -59,14 +59,23 @@ def _by_classifier(
     x, values = world.contexts[kind].of(target)
     path = svm_path(coefficients(sae, x), values, GRID, fitting.seed)
 
+    done: dict[bytes, pl.DataFrame] = {}
+
     def tried(method: str, chosen: np.ndarray, c: float | None = None) -> pl.DataFrame:
-        edit = Features(sae, torch.from_numpy(chosen).to(x.device))
-        return interventions(world, method, place, edit, VALIDATION, c, progress)
+        """Judge a selection, or take the rows of an equal one: small C often choose nothing."""
+        key = chosen.tobytes()
+        if key in done:
+            progress(done[key].height)
+        else:
+            edit = Features(sae, torch.from_numpy(chosen).to(x.device))
+            done[key] = interventions(world, method, place, edit, VALIDATION, c, progress)
+        return done[key].with_columns(method=pl.lit(method), c=pl.lit(c, pl.Float64))
 
     none, every = np.zeros(0, np.int64), np.arange(sae.d_sae)
+    first = tried("none", none)
     rows = {c: tried("svm", chosen, c) for c, chosen in path.items()}
     best = best_on_validation(rows)
-    return torch.from_numpy(path[best]).to(x.device), best, [tried("none", none), *rows.values(), tried("all", every)]
+    return torch.from_numpy(path[best]).to(x.device), best, [first, *rows.values(), tried("all", every)]
 
 
 def coefficients(sae: Sae, x: Tensor) -> np.ndarray:

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from monosem.evals.ravel.prompts import Prompt
+from monosem.evals.ravel.prompts import Prompt, common_prefix
 from monosem.model import Model, Prefix, Site
 from monosem.resumed import going_on, recording, shared
+from monosem.types import UserError
 
 BATCH_TOKENS = 4096  # of a pass over whole prompts, padding included
 BATCH = 64  # edits that run together
@@ -60,14 +62,16 @@ def by_template(prompts: Iterable[Prompt]) -> dict[str, list[Prompt]]:
 
 def stem_of(model: Model, prompts: Sequence[Prompt]) -> Stem:
     """Run what prompts of one template have in common."""
-    length = min(prompt.at for prompt in prompts)
-    first = prompts[0].tokens
-    while any(prompt.tokens[:length] != first[:length] for prompt in prompts):
-        length -= 1
-    record, tokens = recording(), torch.tensor([first[:length]])
+    length = common_prefix([prompt.tokens[: prompt.at] for prompt in prompts])
+    record, tokens = recording(), torch.tensor([prompts[0].tokens[:length]])
     with going_on(model, record):
         model.run(tokens, rows=torch.zeros_like(tokens, dtype=torch.bool))
     layers: list[Any] = record.layers
+    shapes = {tuple(getattr(kept, "shape", (0, 0))[1:]) for layer in layers for kept in (layer.keys, layer.values)}
+    if len(layers) != len(model.blocks) or len(shapes) != 1:
+        raise UserError(
+            f"{model.name}: its blocks keep keys and values of different shapes; ravel can't go on from them"
+        )
     return Stem(length, [(layer.keys, layer.values) for layer in layers])
 
 
@@ -84,7 +88,7 @@ def entity_activations(
             with going_on(model, stem.past(model)):
                 activations = model.activations(padded(rests), site)
             for prompt, rest, row in zip(batch, rests, activations, strict=True):
-                found[prompt] = row[len(rest) - 1].float()
+                found[prompt] = row[len(rest) - 1].float().clone()
             progress(len(batch))
     progress(len(prompts) - len(found))
     return torch.stack([found[prompt] for prompt in prompts])
@@ -146,7 +150,7 @@ class Interchange:
         It equals the question's answer exactly when greedy generation would spell it.
         """
         out: dict[int, tuple[int, ...]] = {}
-        order = sorted(range(len(at)), key=lambda i: self._size(int(at[i])))
+        order = sorted(range(len(at)), key=lambda i: self.questions[int(at[i])].prompt.template)  # fewer stems together
         for start in range(0, len(order), BATCH):
             batch = torch.tensor(order[start : start + BATCH])
             chosen = [self.questions[i] for i in at[batch].tolist()]
@@ -162,48 +166,62 @@ class Interchange:
             progress(len(batch))
         return [out[i] for i in range(len(at))]
 
-    def _size(self, i: int) -> tuple[int, int]:
-        question = self.questions[i]
-        return len(question.tokens) - question.prompt.at, question.prompt.at
-
     def _logits(self, chosen: list[Question], at: Tensor, edited: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the logits [k, V] where the answers' tokens are predicted, these tokens, and whose they are."""
+        """Return the logits [k, V] where the answers' tokens are predicted, these tokens, and whose they are, [k].
+
+        What follows the entities stands in one row, each part behind its own prefix, all of them blind to the others:
+        nothing is padded, and prefixes that several prompts share are there once.
+        """
         device = self.model.device
         rests = [question.tokens[question.prompt.at :] for question in chosen]
-        tokens = padded(rests).to(device)
-        length = max(question.prompt.at for question in chosen)
-        behind = torch.arange(tokens.shape[1], device=device)
-        places = torch.tensor([question.prompt.at for question in chosen], device=device)
-        seen = torch.ones(len(chosen), length + tokens.shape[1], dtype=torch.int64, device=device)
-        seen[:, :length] = torch.arange(length, device=device) >= length - places[:, None]
-        wanted = torch.zeros(tokens.shape, dtype=torch.bool, device=device)
-        for i, (question, rest) in enumerate(zip(chosen, rests, strict=True)):
-            wanted[i, len(rest) - len(question.answer) : len(rest)] = True
+        starts = np.cumsum([0, *map(len, rests)])
+        keys, values, seen = self._past(chosen, starts)
+        tokens = torch.tensor([[token for rest in rests for token in rest]], device=device)
+        wanted = torch.zeros(tokens.shape, dtype=torch.bool)
+        for question, end in zip(chosen, starts[1:], strict=True):
+            wanted[0, end - len(question.answer) : end] = True
+        places = [
+            question.prompt.at + i for question, rest in zip(chosen, rests, strict=True) for i in range(len(rest))
+        ]
         prefix = None
         if self.hidden is not None:
-            hidden = torch.nn.utils.rnn.pad_sequence([self.hidden[i] for i in at.tolist()], batch_first=True)
+            hidden = torch.cat([self.hidden[i] for i in at.tolist()])[None]
             prefix = Prefix(tokens, hidden, hidden, self.site.resume, self.in_tuples)
+        entities = torch.from_numpy(starts[:-1]).to(device)
 
         def edit(activations: Tensor) -> Tensor:
-            return torch.cat([edited[:, None].to(activations.dtype), activations[:, 1:]], dim=1)
+            return activations.index_copy(1, entities, edited[None].to(activations.dtype))
 
-        past = shared(len(self.model.blocks), length, *self._past(chosen, length), device=device)
-        more = {"attention_mask": seen, "position_ids": places[:, None] + behind}
+        dtype = self.model.dtype  # added to the scores: with a mask of bools, attention on CPUs is far slower
+        hide = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
+        past = shared(len(self.model.blocks), seen.shape[1] - len(places), keys, values, device)
+        more = {"attention_mask": hide[None, None].to(device), "position_ids": torch.tensor([places], device=device)}
         with going_on(self.model, past, **more):
-            logits = self.model.run(tokens, self.site, edit, prefix, rows=wanted)
+            logits = self.model.run(tokens, self.site, edit, prefix, rows=wanted.to(device))
         targets = torch.tensor([token for question in chosen for token in question.answer], device=device)
-        return logits, targets, wanted.nonzero()[:, 0]
+        row = torch.arange(len(chosen)).repeat_interleave(torch.tensor([len(question.answer) for question in chosen]))
+        return logits, targets, row.to(device)
 
-    def _past(self, chosen: list[Question], length: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Return keys and values of the blocks that run, each [m, heads, length, width], padded in front."""
-        stored = [self.before[question.prompt] for question in chosen]
-        kinds, blocks, heads, _, width = stored[0][0].shape
-        out = stored[0][0].new_zeros(kinds, blocks, len(stored), heads, length, width)
-        for i, (stem, own) in enumerate(stored):
-            start = length - own.shape[3]
-            out[:, :, i, :, start:] = own
-            out[:, :, i, :, start - stem.shape[3] : start] = stem
-        return list(out[0]), list(out[1])
+    def _past(self, chosen: list[Question], starts: np.ndarray) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Return keys and values of the blocks that run, each [1, heads, prefixes, width], and who sees what.
+
+        The last one is bool [tokens, prefixes + tokens]; starts: where each question's tokens begin, and the end.
+        """
+        parts: dict[int, tuple[int, Tensor]] = {}
+        length = 0
+        for question in chosen:
+            for part in self.before[question.prompt]:
+                if id(part) not in parts:
+                    parts[id(part)] = length, part
+                    length += part.shape[3]
+        seen = torch.zeros(starts[-1], length + starts[-1], dtype=torch.bool)
+        for question, start, end in zip(chosen, starts[:-1], starts[1:], strict=True):
+            for part in self.before[question.prompt]:
+                first = parts[id(part)][0]
+                seen[start:end, first : first + part.shape[3]] = True
+            seen[start:end, length + start : length + end] = torch.ones(end - start, end - start).tril().bool()
+        together = torch.cat([part for _, part in parts.values()], dim=3)
+        return list(together[0, :, None]), list(together[1, :, None]), seen
 
 
 @torch.no_grad()
@@ -228,7 +246,7 @@ def interchange(
             for i, question in enumerate(batch):
                 at, end = question.prompt.at - stem.length, len(question.tokens) - stem.length
                 hidden = None if prefix.hidden is None else prefix.hidden[i, at:end].clone()
-                found[question] = prefix.activations[i, at].float(), hidden
+                found[question] = prefix.activations[i, at].float().clone(), hidden
             progress(len(batch))
     progress(len(questions) - len(found))
     hidden = [state for question in questions if (state := found[question][1]) is not None]

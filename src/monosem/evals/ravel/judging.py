@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import polars as pl
 
@@ -10,8 +10,8 @@ from monosem.evals.ravel.disentangle import Key, intervals
 from monosem.evals.ravel.edits import Edit, identity_error
 from monosem.evals.ravel.sets import VALIDATION, Asked, World
 from monosem.evals.ravel.table import TEST, as_table
+from monosem.evals.ravel.training import Progress, silent
 
-Progress = Callable[[int], object]
 TOLERANCE = 1e-3  # of the identity test, relative to the activations
 
 
@@ -22,7 +22,7 @@ def interventions(
     edit: Edit,
     splits: Iterable[str] = TEST,
     c: float | None = None,
-    progress: Progress = lambda _n: None,
+    progress: Progress = silent,
 ) -> pl.DataFrame:
     """Return the rows of an edit that swaps an attribute; place: (type, target).
 
@@ -38,7 +38,7 @@ def interventions(
             if (error := identity_error(edit, asked.base)) > TOLERANCE:
                 raise ValueError(f"{method} moves activations that are swapped for themselves, by {error:.2g} of them")
             questions = asked.change if attribute == target else asked.keep
-            said = world.model.answers(questions, edit(asked.base, asked.source), progress)
+            said = world.exchange.answers(questions, edit(asked.base, asked.source), progress)
             rows.append(_rows(world, method, place, attribute, split, edit.size, c, asked, said))
     return pl.concat(rows) if rows else as_table({})
 
@@ -57,7 +57,7 @@ def number_of(world: World, splits: Iterable[str] = TEST) -> int:
 def best_on_validation(rows: dict[float, pl.DataFrame]) -> float:
     """Return the C whose interventions on the validation splits score best; the smallest of equal ones."""
     found = {c: intervals(table, 1)[Key()]["disentangle"] for c, table in rows.items()}
-    return max(sorted(rows), key=lambda c: -1.0 if (score := found[c]) is None else score.value)
+    return max(sorted(rows), key=lambda c: 0.0 if (score := found[c]) is None else score.value)
 
 
 def _rows(
@@ -73,7 +73,7 @@ def _rows(
 ) -> pl.DataFrame:
     kind, target = place
     pairs, n = asked.pairs, len(asked.pairs)
-    tokenizer = world.model.model.tokenizer
+    tokenizer = world.exchange.model.tokenizer
     wanted = [pair.source_answer if attribute == target else pair.base_answer for pair in pairs]
     columns = {"method": method, "type": kind, "target": target, "attribute": attribute, "size": size, "c": c}
     columns["split"] = "val" if split in VALIDATION else split

@@ -54,10 +54,11 @@ def draw_pairs(found: Answered, attribute: str, split: str, count: int, seed: in
         for template, answers in found.right()[attribute].items()
         if kind.template_split[template] == template_split
     }
-    usable = {t: answers for t, answers in by_template.items() if len(set(answers.values())) > 1}
+    values = {entity: known[attribute] for entity, known in kind.attributes.items() if attribute in known}
+    usable = {t: answers for t, answers in by_template.items() if _tell_apart(answers, values)}
     sources = source_templates(found, template_split)
     level = LEVEL["context" if "context" in split else "entity"]
-    drawn = {t: _draw(a, max(1, 3 * count // len(usable)), level, rng) for t, a in usable.items()}
+    drawn = {t: _draw(a, values, max(1, 3 * count // len(usable)), level, rng) for t, a in usable.items()}
     pairs: dict[tuple[str, str, str], Pair] = {}
     for round_ in range(3 * count):
         for template, entities in drawn.items():
@@ -86,16 +87,27 @@ def source_templates(found: Answered, split: str) -> list[str]:
     return [t for t in dict.fromkeys(every) if t in known and found.kind.template_split[t] == split]
 
 
+def _tell_apart(answers: dict[str, tuple[int, ...]], values: dict[str, str]) -> bool:
+    entities = list(answers)
+    return any(_differs(answers, values, entities[0], other) for other in entities)
+
+
+def _differs(answers: dict[str, tuple[int, ...]], values: dict[str, str], base: str, source: str) -> bool:
+    """Return whether two entities' answers differ in meaning, and neither begins with the other."""
+    a, b = answers[base], answers[source]
+    return values[base] != values[source] and a[: len(b)] != b[: len(a)]
+
+
 def _draw(
-    answers: dict[str, tuple[int, ...]], count: int, level: int, rng: np.random.Generator
+    answers: dict[str, tuple[int, ...]], values: dict[str, str], count: int, level: int, rng: np.random.Generator
 ) -> list[tuple[str, str]]:
-    """Return `count` draws of (base, source) whose answers differ."""
+    """Return `count` draws of (base, source) whose answers differ; fewer where a base has no such source."""
     entities = list(answers)
     often = Counter(answers.values())
     weights = np.array([1 / (level + often[answers[e]]) for e in entities])
     out = []
     for base in rng.choice(len(entities), count, p=weights / weights.sum()):
-        differs = np.array([answers[e] != answers[entities[base]] for e in entities])
-        p = weights * differs
-        out.append((entities[base], entities[rng.choice(len(entities), p=p / p.sum())]))
+        p = weights * np.array([_differs(answers, values, entities[base], e) for e in entities])
+        if p.any():
+            out.append((entities[base], entities[rng.choice(len(entities), p=p / p.sum())]))
     return out

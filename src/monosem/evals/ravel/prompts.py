@@ -44,5 +44,13 @@ def prompts_of(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Prompt 
     return found
 
 
+def common_prefix(rows: Sequence[tuple[int, ...]]) -> int:
+    """Return how many tokens all rows begin with."""
+    length = min(map(len, rows))
+    while any(row[:length] != rows[0][:length] for row in rows):
+        length -= 1
+    return length
+
+
 def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []

@@ -23,11 +23,6 @@ VARIANCE = 10.0
 TINY = 1e-5  # weights below are zero, as in scikit-learn's SelectFromModel
 
 
-def svm_select(codes: Any, labels: ArrayLike, C: float, seed: int = 0) -> Indices:
-    """Return the features that an SVM with this C uses; see `svm_path`."""
-    return svm_path(codes, labels, (C,), seed)[C]
-
-
 def svm_path(codes: Any, labels: ArrayLike, grid: Sequence[float] = GRID, seed: int = 0) -> dict[float, Indices]:
     """Return for each C of the grid which features have a weight for any class, ascending, int64 [k]; k may be 0.
 

@@ -6,7 +6,8 @@ training templates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -66,14 +67,14 @@ class Contexts:
 class Wanted:
     """What a trained edit sees of the model: pairs with one question each (training.Behaviour)."""
 
-    model: Interchange
+    exchange: Interchange
     base: Tensor
     source: Tensor
     questions: Tensor
 
     def losses(self, at: Tensor, edited: Tensor) -> Tensor:
         """Return the cross-entropy of the wanted answers, [m]."""
-        return self.model.losses(self.questions[at.cpu()], edited)
+        return self.exchange.losses(self.questions[at.cpu()], edited)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ class World:
     batch it was computed in.
     """
 
-    model: Interchange
+    exchange: Interchange
     attributes: dict[str, list[str]]
     asked: dict[tuple[str, str, str], Asked]
     contexts: dict[str, Contexts]
@@ -103,7 +104,7 @@ class World:
         parts = [(self.asked[kind, target, "train"], True)]
         parts += [(self.asked[kind, a, "train"], False) for a in self.attributes[kind] if a != target and isolate]
         wanted = Wanted(
-            self.model,
+            self.exchange,
             torch.cat([part.base for part, _ in parts]),
             torch.cat([part.source for part, _ in parts]),
             torch.cat([part.change if changes else part.keep for part, changes in parts]),
@@ -112,44 +113,53 @@ class World:
         return wanted, cause, value_hash([[asdict(pair) for pair in part.pairs] for part, _ in parts])
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """All pairs, by type, attribute and split; the attributes that can be used, by type; what became of all others."""
-
-    pairs: dict[tuple[str, str, str], list[Pair]]
-    attributes: dict[str, list[str]]
-    coverage: list[dict[str, Any]]
+Drawn = dict[tuple[str, str, str], list[Pair]]  # by type, attribute and split
 
 
 def draw(found: Sequence[Answered], pairs: int, train_pairs: int, seed: int) -> Drawn:
-    """Draw the pairs of all attributes that have enough of them on every split.
+    """Draw the pairs of all attributes.
 
     pairs: of each attribute on each test split; a third as many on each validation split.
     """
     sizes = {"train": train_pairs, **dict.fromkeys(VALIDATION, max(LEAST, pairs // 3))}
-    drawn = Drawn({}, {}, [])
-    for one in found:
-        for attribute in one.kind.templates:
-            own = {split: draw_pairs(one, attribute, split, sizes.get(split, pairs), seed) for split in SPLITS}
-            drawn.coverage.append(_coverage(one, attribute, own))
-            if not drawn.coverage[-1]["too_few"]:
-                drawn.attributes.setdefault(one.kind.name, []).append(attribute)
-                drawn.pairs.update({(one.kind.name, attribute, split): some for split, some in own.items()})
-    return drawn
+    return {
+        (one.kind.name, attribute, split): draw_pairs(one, attribute, split, sizes.get(split, pairs), seed)
+        for one in found
+        for attribute in one.kind.templates
+        for split in SPLITS
+    }
 
 
 def make_world(model: Model, site: Site, found: Sequence[Answered], drawn: Drawn, seed: int, ticker: Ticker) -> World:
-    """Run what no edit changes."""
-    asked, exchange = _asked(model, site, drawn.pairs, ticker)
+    """Run what no edit changes. The world has no attributes where the model answers too little of the data."""
+    chosen = usable(drawn)
+    asked, exchange = _asked(model, site, {place: some for place, some in drawn.items() if place[:2] in chosen}, ticker)
     asked, unstable = _stable(exchange, asked, ticker)
-    contexts = {one.kind.name: _contexts(model, site, one, seed) for one in found if one.kind.name in drawn.attributes}
-    return World(exchange, drawn.attributes, asked, contexts, drawn.coverage, unstable)
+    kept = usable({place: one.pairs for place, one in asked.items()})
+    attributes: dict[str, list[str]] = {}
+    for kind, attribute in kept:
+        attributes.setdefault(kind, []).append(attribute)
+    left = drawn | {place: one.pairs for place, one in asked.items()}
+    coverage = [_coverage(one, attribute, left, kept) for one in found for attribute in one.kind.templates]
+    asked = {place: one for place, one in asked.items() if place[:2] in kept}
+    contexts = {one.kind.name: _contexts(model, site, one, seed) for one in found if one.kind.name in attributes}
+    return World(exchange, attributes, asked, contexts, coverage, unstable)
 
 
-def _coverage(one: Answered, attribute: str, pairs: dict[str, list[Pair]]) -> dict[str, Any]:
+def usable(pairs: Mapping[tuple[str, str, str], Sequence[Pair]]) -> list[tuple[str, str]]:
+    """Return the (type, attribute) with enough pairs on every split, of types that have two of them or more."""
+    places = dict.fromkeys((kind, attribute) for kind, attribute, _ in pairs)
+    enough = [place for place in places if all(len(pairs[*place, split]) >= LEAST for split in SPLITS)]
+    often = Counter(kind for kind, _ in enough)
+    return [place for place in enough if often[place[0]] > 1]
+
+
+def _coverage(one: Answered, attribute: str, pairs: Drawn, kept: Sequence[tuple[str, str]]) -> dict[str, Any]:
     rows = one.rows.filter(attribute=attribute)
     right = one.right()[attribute]
-    few = [f"{len(some)} on {split}" for split, some in pairs.items() if len(some) < LEAST]
+    sizes = {split: len(pairs[one.kind.name, attribute, split]) for split in SPLITS}
+    few = [f"{size} on {split}" for split, size in sizes.items() if size < LEAST]
+    why = f"too few pairs ({', '.join(few)}; at least {LEAST} each)" if few else "no other attribute to isolate it from"
     return {
         "type": one.kind.name,
         "attribute": attribute,
@@ -157,13 +167,13 @@ def _coverage(one: Answered, attribute: str, pairs: dict[str, list[Pair]]) -> di
         "answered": int(rows["right"].sum()),
         "entities": len({entity for answers in right.values() for entity in answers}),
         "templates": len(right),
-        "train_pairs": len(pairs["train"]),
-        "too_few": f"left out: too few pairs ({', '.join(few)}; at least {LEAST} each)" if few else "",
+        "train_pairs": sizes["train"],
+        "too_few": "" if (one.kind.name, attribute) in kept else f"left out: {why}",
     }
 
 
 def _asked(
-    model: Model, site: Site, drawn: dict[tuple[str, str, str], list[Pair]], ticker: Ticker
+    model: Model, site: Site, drawn: Drawn, ticker: Ticker
 ) -> tuple[dict[tuple[str, str, str], Asked], Interchange]:
     pairs = [pair for some in drawn.values() for pair in some]
     bases = prompts_of(model.tokenizer, [(pair.template, pair.base) for pair in pairs])
@@ -191,7 +201,7 @@ def _asked(
 
 
 def _stable(
-    model: Interchange, asked: dict[tuple[str, str, str], Asked], ticker: Ticker
+    exchange: Interchange, asked: dict[tuple[str, str, str], Asked], ticker: Ticker
 ) -> tuple[dict[tuple[str, str, str], Asked], int]:
     """Leave out tested pairs whose base prompt, unedited, isn't answered here as it was before (ties of rounding)."""
     out, lost = {}, 0
@@ -199,7 +209,7 @@ def _stable(
         for place, one in asked.items():
             out[place] = one
             if place[2] != "train":
-                said = model.answers(one.keep, one.base, bar.add)
+                said = exchange.answers(one.keep, one.base, bar.add)
                 same = [answer == pair.base_answer for answer, pair in zip(said, one.pairs, strict=True)]
                 out[place] = one.only(torch.tensor(same).nonzero()[:, 0])
                 lost += len(same) - sum(same)

@@ -75,7 +75,7 @@ class Checkpoint:
 
 SUBSPACE = Settings(lr=0.3)
 MASK = Settings(lr=0.1, penalty=1e-3)
-FEATURES = Settings(lr=0.1, penalty=1e-3)
+FEATURES = Settings(lr=0.2, penalty=1e-3)
 Progress = Callable[[int], object]
 EditAt = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
