@@ -51,6 +51,13 @@ def test_a_prompt_whose_entity_ends_inside_a_token_is_left_out() -> None:
     assert prompts_of(tokenizer, [("the %s", "river")]) == [Prompt("the %s", "river", (0, *whole), len(whole))]
 
 
+def test_a_prompt_that_is_too_long_is_left_out() -> None:
+    (whole,) = prompts_of(make_tokenizer(), [("the %s", "river")])
+    assert whole is not None
+    assert prompts_of(make_tokenizer(), [("the %s", "river")], len(whole.tokens)) == [whole]
+    assert prompts_of(make_tokenizer(), [("the %s", "river")], len(whole.tokens) - 1) == [None]
+
+
 def test_an_entity_without_tokens_is_refused() -> None:
     for entity in ("", "  "):
         with pytest.raises(UserError, match="has no tokens of its own"):

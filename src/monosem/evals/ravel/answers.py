@@ -7,6 +7,7 @@ answer's tokens are then the ones that an edit has to keep or to bring about.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +132,8 @@ def _ask(
     progress: Callable[[int], object],
 ) -> pl.DataFrame:
     """Return a row for every entity whose prompt ends the entity with a token."""
-    found = prompts_of(model.tokenizer, [(template, entity) for entity in entities])
+    longest = (getattr(model.lm.config, "max_position_embeddings", None) or math.inf) - new
+    found = prompts_of(model.tokenizer, [(template, entity) for entity in entities], longest)
     prompts = [prompt for prompt in found if prompt is not None]
     progress(len(found) - len(prompts))
     rows = []

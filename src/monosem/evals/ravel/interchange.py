@@ -91,7 +91,11 @@ def entity_activations(
                 found[prompt] = row[len(rest) - 1].float().clone()
             progress(len(batch))
     progress(len(prompts) - len(found))
-    return torch.stack([found[prompt] for prompt in prompts])
+    return _stacked([found[prompt] for prompt in prompts])
+
+
+def _stacked(rows: list[Tensor]) -> Tensor:
+    return torch.stack(rows) if rows else torch.empty(0, 0)
 
 
 def batches(items: Sequence[T], length: Callable[[T], int]) -> list[list[T]]:
@@ -250,7 +254,7 @@ def interchange(
             progress(len(batch))
     progress(len(questions) - len(found))
     hidden = [state for question in questions if (state := found[question][1]) is not None]
-    x = torch.stack([found[question][0] for question in questions])
+    x = _stacked([found[question][0] for question in questions])
     return Interchange(model, site, list(questions), x, hidden or None, before, in_tuples)
 
 

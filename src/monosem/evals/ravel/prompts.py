@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +24,10 @@ class Prompt:
     at: int
 
 
-def prompts_of(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Prompt | None]:
+def prompts_of(tokenizer: Any, pairs: Sequence[tuple[str, str]], longest: float = math.inf) -> list[Prompt | None]:
     """Return the prompt of each (template, entity), None where the entity's end is not a token's end.
+
+    None, too, for prompts of more than `longest` tokens, which a model can't read.
 
     The entity's last token is the last one of the text up to the entity's end, provided that the whole prompt begins
     with the same tokens. (Counting tokens of the rest from the end is wrong where the rest merges with the entity, or
@@ -39,7 +42,7 @@ def prompts_of(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Prompt 
     for (template, entity), head, first, tokens in zip(pairs, before, until, whole, strict=True):
         if not entity.strip() or (len(first) <= len(head) and first == head[: len(first)]):
             raise UserError(f'entity "{entity}": has no tokens of its own in "{template}"; take it out of the data')
-        fits = tokens[: len(first)] == first
+        fits = tokens[: len(first)] == first and len(tokens) < longest
         found.append(Prompt(template, entity, (start, *tokens), len(first)) if fits else None)
     return found
 

@@ -60,7 +60,7 @@ def as_table(columns: Mapping[str, Any]) -> pl.DataFrame:
     """
     if unknown := set(columns) - set(KINDS):
         raise KeyError(f"no such column: {', '.join(sorted(unknown))}")
-    return pl.DataFrame({name: columns.get(name) for name in KINDS}, schema=KINDS)
+    return pl.DataFrame({name: columns.get(name, None if columns else []) for name in KINDS}, schema=KINDS)
 
 
 def prefix(method: str) -> str:
