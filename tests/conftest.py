@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; threads
 
 COMMON = "the a cat dog tree river stone walks sees finds red blue old 12 7 2024 of and in under over then it was"
 WORDS = COMMON.split(" ")
+
+
+def cli(*arguments: str | Path) -> int:
+    """Run a command of monosem and return its exit code."""
+    from monosem.cli import run
+
+    old = sys.argv
+    sys.argv = ["monosem", *map(str, arguments)]
+    try:
+        return run()
+    finally:
+        sys.argv = old
 
 
 def make_documents(number: int = 60, words: int = 80, seed: int = 0) -> list[str]:

@@ -19,7 +19,6 @@ from starlette.testclient import TestClient
 from monosem.app import make_app
 from monosem.app.effects import effects_of
 from monosem.app.study import Study
-from monosem.cli import run as run_cli
 from monosem.evals import Inputs, Judged, Result, RunInfo, make_evaluation
 from monosem.evals.ablation import starts
 from monosem.evals.ablation.charts import ablation_charts
@@ -28,20 +27,13 @@ from monosem.passages import open_passages
 from monosem.store import file_hash
 from monosem.types import Estimate, UserError
 
+from ..conftest import cli
+
 RUN, OTHER = "topk-k8", "standard-l1_0.5-d_sae_32"
 EXACT = {"effect_sparsity", "effect_sparsity_weighted", "effect_sparsity_random", "effect_sparsity_neuron"}
 EXACT |= {"effect_sparsity_pca", "effect_sparsity_difference", "undefined_share", "loss_effect"}
 EXACT |= {"first_order_correlation"}
 SMALL = ["--set", "sequences=10", "--set", "features=3"]
-
-
-def cli(*arguments: str | Path) -> int:
-    old = sys.argv
-    sys.argv = ["monosem", *map(str, arguments)]
-    try:
-        return run_cli()
-    finally:
-        sys.argv = old
 
 
 def result(folder: Path, run: str = RUN) -> tuple[dict[str, Any], pl.DataFrame]:

@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
-from monosem.cli import run as run_cli
 from monosem.evals import make_evaluation
 from monosem.evals.autointerp import Autointerp
 from monosem.judges import Answer, Budget, Request
 from monosem.judges.scripted import ScriptedJudge
 from monosem.types import UserError
 
+from ..conftest import cli
+
 RUN = "topk-k8"
 NAMES = {"pearson", "spearman", "pearson_top", "pearson_intervals", "pearson_random", "pearson_shuffled"}
 NAMES |= {"pearson_oracle", "pearson_token_mean", "failed_share", "null_share", "l0", "prompt_tokens"}
-
-
-def cli(*arguments: str | Path) -> int:
-    old = sys.argv
-    sys.argv = ["monosem", *map(str, arguments)]
-    try:
-        return run_cli()
-    finally:
-        sys.argv = old
 
 
 def result(folder: Path, run: str = RUN) -> tuple[dict[str, Any], pl.DataFrame]:

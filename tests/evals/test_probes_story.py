@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from starlette.testclient import TestClient
 from monosem.app import make_app
 from monosem.app.study import Study
 from monosem.app.tasks import tasks_of
-from monosem.cli import run as run_cli
 from monosem.evals.probes import pooling, tasks, texts
 from monosem.evals.probes.pooling import pooled_codes, pooled_products
 from monosem.evals.probes.texts import Texts, read_facts, read_texts, text_activations
@@ -28,7 +26,7 @@ from monosem.model import load_model
 from monosem.normaliser import Normaliser
 from monosem.sae import make_sae
 
-from ..conftest import WORDS
+from ..conftest import WORDS, cli
 from .test_probes_tasks import small_wheel  # noqa: F401
 
 RUN = "topk-k8"
@@ -45,15 +43,6 @@ def data(tmp_path: Path) -> Path:
     path = tmp_path / "endings.csv"
     pl.DataFrame(rows, schema=["text", "label"], orient="row").write_csv(path)
     return path
-
-
-def cli(*arguments: str | Path) -> int:
-    old = sys.argv
-    sys.argv = ["monosem", *map(str, arguments)]
-    try:
-        return run_cli()
-    finally:
-        sys.argv = old
 
 
 def result(folder: Path, run: str = RUN) -> tuple[dict[str, Any], pl.DataFrame]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -17,13 +16,14 @@ from typing import Any
 import polars as pl
 import pytest
 
-from monosem.cli import run as run_cli
 from monosem.evals.ravel import interchange
 from monosem.evals.ravel.answers import greedy
 from monosem.evals.ravel.prompts import prompts_of
 from monosem.evals.ravel.table import BASELINES, SAE_METHODS
 from monosem.evals.ravel.training import Checkpoint
 from monosem.model import load_model
+
+from ..conftest import cli
 
 RUN = "topk-k8"
 SMALL = ["--set", "pairs=24", "--set", "train_pairs=48", "--set", "steps=8", "--set", "rank=4"]
@@ -78,15 +78,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory, finished_study: Path, dat
 @pytest.fixture
 def study(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "study"))
-
-
-def cli(*arguments: str | Path) -> int:
-    old = sys.argv
-    sys.argv = ["monosem", *map(str, arguments)]
-    try:
-        return run_cli()
-    finally:
-        sys.argv = old
 
 
 def result(folder: Path, run: str = RUN) -> tuple[dict[str, Any], pl.DataFrame]:
