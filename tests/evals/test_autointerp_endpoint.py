@@ -19,6 +19,7 @@ import polars as pl
 import pytest
 
 from monosem.evals.autointerp.controls import partners
+from tests.conftest import cli
 from tests.evals import test_autointerp_story as story
 from tests.evals.endpoint_answers import (
     BREAKAGES,
@@ -30,10 +31,8 @@ from tests.evals.endpoint_answers import (
     sensible,
     with_logprobs,
 )
-from tests.evals.test_autointerp_story import RUN, cli, result
+from tests.evals.test_autointerp_story import RUN, result
 from tests.judges.server import Loopback, Reply, chat, refusal, serve
-
-finished, study = story.finished, story.study  # the small study of the story's tests
 
 FEATURES, FEW = 16, 4
 KEY = "sk-live-7c1e09d2aa"
@@ -98,17 +97,17 @@ def undisturbed(study: Path, mode: str, features: int) -> Whole:
 
 
 @pytest.fixture(scope="module")
-def wholes(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Whole]:
+def wholes(finished_study: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Whole]:
     """Return the undisturbed run in both modes."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    return {mode: undisturbed(Path(shutil.copytree(finished, folder / mode)), mode, FEATURES) for mode in MODES}
+    return {mode: undisturbed(Path(shutil.copytree(finished_study, folder / mode)), mode, FEATURES) for mode in MODES}
 
 
 @pytest.fixture(scope="module")
-def small(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Whole]:
+def small(finished_study: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Whole]:
     """Return the same of few features."""
     folder = tmp_path_factory.mktemp("small")
-    return {mode: undisturbed(Path(shutil.copytree(finished, folder / mode)), mode, FEW) for mode in MODES}
+    return {mode: undisturbed(Path(shutil.copytree(finished_study, folder / mode)), mode, FEW) for mode in MODES}
 
 
 def columns(rows: pl.DataFrame, ending: str) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from monosem.evals.ravel import some_entities
 from monosem.evals.ravel.answers import answered
 from monosem.evals.ravel.defaults import default_types
 from monosem.evals.ravel.disentangle import Key, intervals
@@ -21,7 +22,7 @@ from monosem.progress import Ticker
 @pytest.mark.lm
 def test_a_whole_activation_brings_the_country_at_layer_10_and_nothing_at_26(tmp_path: Path) -> None:
     model = load_model(dtype="float32", device="cpu")
-    (cities,) = default_types(["city"])
+    cities = some_entities(default_types(["city"])[0], 80, seed=0)
     some = {attribute: [own[i] for i in (0, 5, 7)] for attribute, own in cities.templates.items()}
     kind = replace(cities, templates={attribute: some[attribute] for attribute in ("Country", "Continent")})
     found = answered(tmp_path, model, kind, {}, 3, 4, Ticker())

@@ -12,7 +12,7 @@ import torch
 from monosem.evals.ravel.answers import Answered, answered, greedy, needed
 from monosem.evals.ravel.entities import EntityType
 from monosem.evals.ravel.interchange import Question, entity_activations, interchange
-from monosem.evals.ravel.pairs import SPLITS, draw_pairs
+from monosem.evals.ravel.pairs import DRAWN_FROM, draw_pairs
 from monosem.evals.ravel.prompts import Prompt, prompts_of
 from monosem.model import HOOKS, Model, load_model
 from monosem.progress import Ticker
@@ -159,12 +159,12 @@ def made_up() -> Answered:
     return Answered(kind, pl.DataFrame(rows, schema=names, orient="row"))
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", DRAWN_FROM)
 def test_pairs_stay_in_their_split_and_differ(split: str) -> None:
     found = made_up()
     pairs = draw_pairs(found, "Colour", split, 30, 0)
     assert len(set(pairs)) == len(pairs) == 30
-    of_entity, of_template = SPLITS[split]
+    of_entity, of_template = DRAWN_FROM[split]
     for pair in pairs:
         assert {found.kind.entity_split[e] for e in (pair.base, pair.source)} == {of_entity}
         assert (

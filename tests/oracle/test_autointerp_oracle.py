@@ -14,7 +14,8 @@ from typing import Any
 
 import polars as pl
 import pytest
-from tests.evals.test_autointerp_story import RUN, cli, result
+from tests.conftest import cli
+from tests.evals.test_autointerp_story import RUN, result
 
 from monosem.evals.autointerp.detection import detection_trial
 from monosem.evals.autointerp.fuzzing import fuzzing_trial

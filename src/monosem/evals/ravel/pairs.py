@@ -11,7 +11,7 @@ from monosem.evals.ravel.answers import Answered
 from monosem.store import value_hash
 
 # which entities and which templates a split takes; its source prompts come from the same ones
-SPLITS = {
+DRAWN_FROM = {
     "train": ("train", "train"),
     "val entity": ("val", "train"),
     "val context": ("train", "val"),
@@ -48,7 +48,7 @@ def draw_pairs(found: Answered, attribute: str, split: str, count: int, seed: in
     """
     kind = found.kind
     rng = np.random.default_rng([seed, int(value_hash([kind.name, attribute, split])[:8], 16)])
-    entity_split, template_split = SPLITS[split]
+    entity_split, template_split = DRAWN_FROM[split]
     by_template = {
         template: {e: a for e, a in answers.items() if kind.entity_split[e] == entity_split}
         for template, answers in found.right()[attribute].items()

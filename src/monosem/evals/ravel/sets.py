@@ -17,7 +17,7 @@ from torch import Tensor
 
 from monosem.evals.ravel.answers import Answered
 from monosem.evals.ravel.interchange import Interchange, Question, entity_activations, interchange
-from monosem.evals.ravel.pairs import SPLITS, Pair, draw_pairs, source_templates
+from monosem.evals.ravel.pairs import DRAWN_FROM, Pair, draw_pairs, source_templates
 from monosem.evals.ravel.prompts import Prompt, prompts_of
 from monosem.model import Model, Site
 from monosem.progress import Ticker
@@ -126,7 +126,7 @@ def draw(found: Sequence[Answered], pairs: int, train_pairs: int, seed: int) -> 
         (one.kind.name, attribute, split): draw_pairs(one, attribute, split, sizes.get(split, pairs), seed)
         for one in found
         for attribute in one.kind.templates
-        for split in SPLITS
+        for split in DRAWN_FROM
     }
 
 
@@ -149,7 +149,7 @@ def make_world(model: Model, site: Site, found: Sequence[Answered], drawn: Drawn
 def usable(pairs: Mapping[tuple[str, str, str], Sequence[Pair]]) -> list[tuple[str, str]]:
     """Return the (type, attribute) with enough pairs on every split, of types that have two of them or more."""
     places = dict.fromkeys((kind, attribute) for kind, attribute, _ in pairs)
-    enough = [place for place in places if all(len(pairs[*place, split]) >= LEAST for split in SPLITS)]
+    enough = [place for place in places if all(len(pairs[*place, split]) >= LEAST for split in DRAWN_FROM)]
     often = Counter(kind for kind, _ in enough)
     return [place for place in enough if often[place[0]] > 1]
 
@@ -157,7 +157,7 @@ def usable(pairs: Mapping[tuple[str, str, str], Sequence[Pair]]) -> list[tuple[s
 def _coverage(one: Answered, attribute: str, pairs: Drawn, kept: Sequence[tuple[str, str]]) -> dict[str, Any]:
     rows = one.rows.filter(attribute=attribute)
     right = one.right()[attribute]
-    sizes = {split: len(pairs[one.kind.name, attribute, split]) for split in SPLITS}
+    sizes = {split: len(pairs[one.kind.name, attribute, split]) for split in DRAWN_FROM}
     few = [f"{size} on {split}" for split, size in sizes.items() if size < LEAST]
     why = f"too few pairs ({', '.join(few)}; at least {LEAST} each)" if few else "no other attribute to isolate it from"
     return {
