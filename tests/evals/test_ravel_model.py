@@ -230,4 +230,4 @@ def test_the_best_templates_of_each_split_are_kept(
     monkeypatch.setattr("monosem.evals.ravel.answers.greedy", half_right)
     found = answered(tmp_path, model, kind, {}, 4, 2, Ticker())
     assert set(found.rows["template"]) == good
-    assert set(found.right()["Colour"]) == good
+    assert set(found.right["Colour"]) == good

@@ -153,6 +153,22 @@ def setting(info: RunInfo) -> str:
     return f"{info.variant} {info.d_sae} {hyper_text(info)}"
 
 
+def short(value: Any) -> float | None:
+    """Return a number to three digits, as the cell of a table; None where there is none, or NaN."""
+    return None if value is None or value != value else float(f"{value:.3g}")
+
+
+def interval(e: Estimate | None, form: str = ".3f") -> str | None:
+    """Return an estimate with its interval as text, None where there is none."""
+    return None if e is None else f"{e.value:{form}} [{e.low:{form}}, {e.high:{form}}]"
+
+
+def without_empty(columns: list[str], cells: list[list[Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Return a table without the columns in which no row has anything."""
+    kept = [i for i in range(len(columns)) if any(row[i] is not None for row in cells)]
+    return [columns[i] for i in kept], [[row[i] for i in kept] for row in cells]
+
+
 def against_l0(name: str, judged: list[Judged], scalar: str, hover: Callable[[Judged, Estimate], str]) -> list[Series]:
     """Return a line of a scalar against L0, through the means over seeds, with the interval of each point.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from monosem.evals import Judged, against_l0, at_like_l0
+from monosem.evals import Judged, against_l0, at_like_l0, short, without_empty
 from monosem.evals.ablation.table import paired_difference
 from monosem.schema import METRICS, Axis, Chart, Series
 from monosem.types import Estimate
@@ -90,9 +90,9 @@ def _table(judged: list[Judged]) -> Chart:
     columns = ["Run", "L0", "Positions", "Ablations", *(METRICS[name].label for name in names), "Seconds"]
     cells: list[list[Any]] = []
     for one in judged:
-        row = [one.info.name, _short(one.value("l0")), _features(one)["sequence"].n_unique(), _ablated(one).height]
-        cells.append([*row, *(interval(one.result.scalars.get(name)) for name in names), _short(one.value("seconds"))])
-    kept = [i for i in range(len(columns)) if any(row[i] is not None for row in cells)]
+        row = [one.info.name, short(one.value("l0")), _features(one)["sequence"].n_unique(), _ablated(one).height]
+        cells.append([*row, *(interval(one.result.scalars.get(name)) for name in names), short(one.value("seconds"))])
+    columns, cells = without_empty(columns, cells)
     note = (
         "Positions: those at which a feature is active; the same ones for all runs. The interval of a correlation, as "
         "of a mean, is over documents. Effects on the loss are means over the ablated position and the 15 after it, in "
@@ -103,8 +103,8 @@ def _table(judged: list[Judged]) -> Chart:
         "ablation-answer",
         _headline(judged),
         "table",
-        columns=[columns[i] for i in kept],
-        cells=[[row[i] for i in kept] for row in cells],
+        columns=columns,
+        cells=cells,
         note=note,
         section=SECTION,
     )
@@ -130,7 +130,7 @@ def _paired(judged: list[Judged]) -> Chart:
         e = None if first is None or one is first else paired_difference(_ablated(one), _ablated(first), DRAWS)
         if e is not None:
             clear = "yes" if e.low > 0 or e.high < 0 else "no"
-            cells.append([one.info.name, _short(one.value("l0")), interval(e), clear])
+            cells.append([one.info.name, short(one.value("l0")), interval(e), clear])
     return Chart(
         "ablation-paired",
         f"Differences from {first.info.name}, at the same positions" if first else "",
@@ -147,7 +147,3 @@ def interval(e: Estimate | None) -> str | None:
     if e is None:
         return None
     return f"{e.value:.3g} [{e.low:.3g}, {e.high:.3g}]" if e.low != e.high else f"{e.value:.3g}"
-
-
-def _short(value: float) -> float | None:
-    return None if value != value else float(f"{value:.3g}")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from monosem.bootstrap import Cell, bca, minimum_detectable
-from monosem.evals import Judged, against_l0, at_like_l0
+from monosem.evals import Judged, against_l0, at_like_l0, interval, short
 from monosem.evals.autointerp.controls import CONTROLS
 from monosem.evals.autointerp.table import SCORER_COLUMNS, values_of
 from monosem.metrics import Array
@@ -58,7 +58,7 @@ def _scores(judged: list[Judged], how: str) -> Chart:
     cells = []
     for one in judged:
         n = one.result.scalars["pearson"]
-        row = [one.info.name, _short(one.value("l0")), n.n if n else 0]
+        row = [one.info.name, short(one.value("l0")), n.n if n else 0]
         cells.append([*row, *(interval(one.result.scalars.get(name)) for name in names)])
     return Chart(
         "autointerp-answer",
@@ -187,7 +187,7 @@ def _against(judged: list[Judged]) -> Chart:
         if best is not None and found is not None:
             told = f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
             clear = "yes" if found["low"] > 0 or found["high"] < 0 else "no"
-            cells.append([one.info.name, _short(one.value("l0")), told, clear, _short(found["mde"])])
+            cells.append([one.info.name, short(one.value("l0")), told, clear, short(found["mde"])])
     note = (
         "Difference of the means over features, same judge, same seeds and same text, with a 95 % BCa interval. The "
         "features are drawn from each run, so features are not paired. Would be found: the difference that a test at "
@@ -212,8 +212,8 @@ def _failures(judged: list[Judged]) -> Chart:
         rows, scalars = one.result.rows, one.result.scalars
         failed = rows.filter(rows["failed"])["reason"].drop_nulls().to_list()
         shares = [_percent(scalars[name]) for name in ("failed_share", "null_share", "mismatched_share")]
-        sizes = [_short(rows[f"{side}_examples"].mean()) for side in ("explain", "score")]
-        spent = [int(one.value("prompt_tokens")), int(one.value("completion_tokens")), _short(one.value("seconds"))]
+        sizes = [short(rows[f"{side}_examples"].mean()) for side in ("explain", "score")]
+        spent = [int(one.value("prompt_tokens")), int(one.value("completion_tokens")), short(one.value("seconds"))]
         cells.append([one.info.name, *shares, "; ".join(dict.fromkeys(failed[:3])) or None, *sizes, *spent])
     note = (
         "Failed: no explanation, or no prediction, because a judge failed or its answer can't be read; nothing is "
@@ -225,14 +225,5 @@ def _failures(judged: list[Judged]) -> Chart:
     return Chart("autointerp-cost", title, "table", columns=columns, cells=cells, note=note, section=SECTION)
 
 
-def interval(e: Estimate | None) -> str | None:
-    """Return an estimate as text, None where there is none."""
-    return None if e is None else f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]"
-
-
 def _percent(e: Estimate | None) -> str | None:
     return None if e is None else f"{100 * e.value:.1f} %"
-
-
-def _short(value: Any) -> float | None:
-    return None if value is None or value != value else float(f"{value:.3g}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from monosem.evals import Judged, against_l0
+from monosem.evals import Judged, against_l0, short, without_empty
 from monosem.evals.dense.verdicts import ALIGNED, BANDS, DENSE, EXPLAINED, PATHOLOGICAL, is_judged
 from monosem.schema import METRICS, Axis, Chart, Series
 from monosem.types import Estimate
@@ -134,19 +134,19 @@ def _bands(judged: list[Judged]) -> Chart:
             cells.append(
                 [
                     one.info.name,
-                    _short(one.value("l0")),
+                    short(one.value("l0")),
                     f"{100 * low:g}–{100 * high:g} %",
                     one.value(f"features_{key}"),
-                    _short(one.value(f"l0_share_{key}")),
+                    short(one.value(f"l0_share_{key}")),
                     f"{rows['cause'].null_count()} of {rows.height}",
                     ", ".join(f"{cause} {n}" for cause, n in causes.most_common()) or "none found",
-                    _short(rows["screen_r2"].median()),
-                    _short(rows["r2_token"].median()),
+                    short(rows["screen_r2"].median()),
+                    short(rows["r2_token"].median()),
                     _above(rows["mean_cosine"].abs()),
                     _above(rows["setting_cosine"]),
                     _above(rows["seed_cosine"]),
-                    _short(rows["impact_ratio"].mean()),
-                    _short(rows["delta_ce_firing"].mean()) if "delta_ce_firing" in rows.columns else None,
+                    short(rows["impact_ratio"].mean()),
+                    short(rows["delta_ce_firing"].mean()) if "delta_ce_firing" in rows.columns else None,
                 ]
             )
     note = (
@@ -157,21 +157,15 @@ def _bands(judged: list[Judged]) -> Chart:
         "zeroed, relative to the run's average live feature. ΔCE: mean over the features for which the model was run "
         "again, in nats."
     )
-    kept = [i for i in range(len(columns)) if any(row[i] is not None for row in cells)]
-    shown = [[row[i] for i in kept] for row in cells]
-    title, names = "Dense features by band", [columns[i] for i in kept]
+    names, shown = without_empty(columns, cells)
+    title = "Dense features by band"
     return Chart("dense-bands", title, "table", columns=names, cells=shown, note=note, section=SECTION)
-
-
-def _short(value: Any) -> float | None:
-    """Return a number to three digits, None where there is none."""
-    return None if value is None else float(f"{value:.3g}")
 
 
 def _above(cosines: pl.Series) -> float | None:
     """Return the share of cosines above ALIGNED."""
     known = cosines.drop_nulls()
-    return _short((known > ALIGNED).mean()) if len(known) else None
+    return short((known > ALIGNED).mean()) if len(known) else None
 
 
 def _densest(judged: list[Judged]) -> Chart:
@@ -186,7 +180,7 @@ def _densest(judged: list[Judged]) -> Chart:
     cells: list[list[Any]] = []
     for one in judged:
         for row in _dense(one).head(SHOWN).iter_rows(named=True):
-            numbers: list[Any] = [_short(row.get(name)) for name in ["density", *names]]
+            numbers: list[Any] = [short(row.get(name)) for name in ["density", *names]]
             if with_ce and row.get("delta_ce") is not None:
                 numbers[-3] = f"{row['delta_ce']:.2g}"
                 if row["delta_ce_low"] is not None:  # one spliced row has no interval

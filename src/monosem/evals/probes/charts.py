@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from monosem.evals import Judged, against_l0, at_like_l0
+from monosem.evals import Judged, against_l0, at_like_l0, interval, short
 from monosem.evals.probes.scores import SPARSE
 from monosem.evals.probes.table import mean_over_tasks, used
 from monosem.schema import METRICS, Axis, Chart, Series
@@ -259,13 +259,3 @@ def _left_out(judged: list[Judged]) -> Chart:
     cells: list[list[Any]] = [list(row) for row in rows.select("task", "read", "empty", "duplicates", "reason").rows()]
     columns = ["Task", "Texts read", "Empty", "Duplicates", "Why"]
     return Chart("probes-left-out", "Tasks left out", "table", columns=columns, cells=cells, section=SECTION)
-
-
-def interval(e: Estimate | None, form: str = ".3f") -> str | None:
-    """Return an estimate as text, None where there is none."""
-    return None if e is None else f"{e.value:{form}} [{e.low:{form}}, {e.high:{form}}]"
-
-
-def short(value: Any) -> float | None:
-    """Return a number to three digits, None where there is none."""
-    return None if value is None or value != value else float(f"{value:.3g}")

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,9 @@ class Answered:
     kind: EntityType
     rows: pl.DataFrame
 
+    @cached_property
     def right(self) -> dict[str, dict[str, dict[str, tuple[int, ...]]]]:
-        """Return the right answers' tokens by attribute, template and entity; templates with few of them left out."""
+        """The right answers' tokens by attribute, template and entity; templates with few of them left out."""
         found: dict[str, dict[str, dict[str, tuple[int, ...]]]] = {a: {} for a in self.kind.templates}
         for attribute, template, entity, answer in self.rows.filter("right")[
             ["attribute", "template", "entity", "answer"]

@@ -6,9 +6,9 @@ from typing import Any
 
 import polars as pl
 
-from monosem.evals import Judged, at_like_l0
+from monosem.evals import Judged, at_like_l0, interval, short, without_empty
 from monosem.evals.ravel.details import coverage, matrix, single
-from monosem.evals.ravel.lines import BARS, SECTION, Line, cell, difference, interval, lines_of, short
+from monosem.evals.ravel.lines import BARS, SECTION, Line, cell, difference, lines_of
 from monosem.evals.ravel.table import BASELINES, SAE_METHODS, SUPERVISED, estimates
 from monosem.schema import METRICS, Axis, Chart, Series
 from monosem.types import Estimate
@@ -63,13 +63,13 @@ def _answer(judged: list[Judged], runs: list[Line], baselines: list[Line]) -> Ch
         f"Supervised directions: {', '.join(BASELINES[name] for name in SUPERVISED)}. "
         + " ".join(METRICS[name].definition for name in ("cause", "isolate", "disentangle"))
     )
-    kept = [i for i in range(len(columns)) if any(row[i] is not None for row in cells)]
+    columns, cells = without_empty(columns, cells)
     return Chart(
         "ravel-answer",
         _title(judged, runs, baselines),
         "table",
-        columns=[columns[i] for i in kept],
-        cells=[[row[i] for i in kept] for row in cells],
+        columns=columns,
+        cells=cells,
         note=note,
         section=SECTION,
     )
@@ -117,12 +117,12 @@ def _lead(judged: list[Judged], runs: list[Line], best: Line) -> str:
     gaps = [difference(best, line) for line in firsts]
     like = sum(gap is None or gap.low <= 0 for gap in gaps)
     told = f"{like} of the {len(gaps)} other runs can't be told from it" if like else "all other runs are lower"
-    return f", ahead of the next run, {firsts[0].name}, by {interval(gaps[0])}; {told}"
+    return f", ahead of the next run, {firsts[0].name}, by {interval(gaps[0]) or 'unknown'}; {told}"
 
 
 def _rival(best: Line, rival: Line) -> str:
     gap = difference(rival, best)
-    value = interval(rival.score("disentangle"), ".3f")
+    value = interval(rival.score("disentangle"))
     if gap is None or gap.low <= 0 <= gap.high:
         return f"The best supervised directions, {rival.label}, can't be told from it: {value}"
     if gap.low > 0:

@@ -65,13 +65,3 @@ def lines_of(judged: list[Judged], methods: Sequence[str]) -> list[Line]:
 def cell(e: Estimate | None) -> dict[str, Any] | None:
     """Return an estimate as the cell of a table."""
     return None if e is None else e.as_dict()
-
-
-def interval(e: Estimate | None, form: str = ".3f") -> str:
-    """Return an estimate as text, "unknown" where there is none."""
-    return "unknown" if e is None else f"{e.value:{form}} [{e.low:{form}}, {e.high:{form}}]"
-
-
-def short(value: float) -> float | None:
-    """Return a number to three digits, None for NaN."""
-    return None if value != value else float(f"{value:.3g}")

@@ -51,7 +51,7 @@ def draw_pairs(found: Answered, attribute: str, split: str, count: int, seed: in
     entity_split, template_split = DRAWN_FROM[split]
     by_template = {
         template: {e: a for e, a in answers.items() if kind.entity_split[e] == entity_split}
-        for template, answers in found.right()[attribute].items()
+        for template, answers in found.right[attribute].items()
         if kind.template_split[template] == template_split
     }
     values = {entity: known[attribute] for entity, known in kind.attributes.items() if attribute in known}
@@ -82,7 +82,7 @@ def draw_pairs(found: Answered, attribute: str, split: str, count: int, seed: in
 
 def source_templates(found: Answered, split: str) -> list[str]:
     """Return the templates of a split that a source prompt may have: those that were answered, and the other ones."""
-    known = {t for templates in found.right().values() for t in templates} | set(found.kind.other)
+    known = {t for templates in found.right.values() for t in templates} | set(found.kind.other)
     every = [t for templates in found.kind.templates.values() for t in templates] + found.kind.other
     return [t for t in dict.fromkeys(every) if t in known and found.kind.template_split[t] == split]
 

@@ -156,7 +156,7 @@ def usable(pairs: Mapping[tuple[str, str, str], Sequence[Pair]]) -> list[tuple[s
 
 def _coverage(one: Answered, attribute: str, pairs: Drawn, kept: Sequence[tuple[str, str]]) -> dict[str, Any]:
     rows = one.rows.filter(attribute=attribute)
-    right = one.right()[attribute]
+    right = one.right[attribute]
     sizes = {split: len(pairs[one.kind.name, attribute, split]) for split in DRAWN_FROM}
     few = [f"{size} on {split}" for split, size in sizes.items() if size < LEAST]
     why = f"too few pairs ({', '.join(few)}; at least {LEAST} each)" if few else "no other attribute to isolate it from"
@@ -218,7 +218,7 @@ def _stable(
 
 def _contexts(model: Model, site: Site, one: Answered, seed: int) -> Contexts:
     rng = np.random.default_rng(seed)
-    right = one.right()
+    right = one.right
     known = {a: {entity for answers in templates.values() for entity in answers} for a, templates in right.items()}
     values = {a: {e: one.kind.attributes[e][a] for e in sorted(entities)} for a, entities in known.items()}
     entities = [
