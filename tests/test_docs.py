@@ -13,10 +13,11 @@ import pytest
 from monosem.catalogue import study_files
 from monosem.cli import app
 from monosem.config import MeasureConfig, ModelConfig, StudyFile, TextConfig, TrainConfig
+from monosem.definitions import METRICS
 from monosem.evals import evaluation_names
 from monosem.model import HOOKS
 from monosem.normaliser import PER_TOKEN, SCALAR
-from monosem.schema import METRICS, SUMMARY_ESTIMATES
+from monosem.schema import SUMMARY_ESTIMATES
 from monosem.variants import Recipe, variant_class, variant_names
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,18 +133,21 @@ class Model:
         edit: Edit | None = None,
         prefix: Prefix | None = None,
         rows: Tensor | None = None,
+        more: Sequence[tuple[Site, Edit]] = (),
     ) -> Tensor:
         """Return the logits [rows, context, vocabulary], with `edit` applied at `site`.
 
-        edit maps activations [rows, context, d_in] to their replacement. prefix, from `prefix(tokens, site)`, saves
-        re-running the blocks before the site. rows: bool [rows, context], the positions whose logits are wanted; the
-        result is then [positions, vocabulary], and the unembedding is not computed for the others.
+        edit maps activations [rows, context, d_in] to their replacement; more: edits at other sites. prefix, from
+        `prefix(tokens, site)`, saves re-running the blocks before the site. rows: bool [rows, context], the positions
+        whose logits are wanted; the result is then [positions, vocabulary], and the others aren't computed.
         """
         with contextlib.ExitStack() as stack:
             if prefix is not None and prefix.hidden is not None:
                 stack.enter_context(_skipped(self.blocks[: prefix.resume], prefix))
             if site is not None and edit is not None:
                 stack.enter_context(_edited(site, edit))
+            for other, its in more:
+                stack.enter_context(_edited(other, its))
             if rows is not None:
                 stack.enter_context(_only(self.lm.get_output_embeddings(), rows))
             logits = self._forward(tokens.to(self.device)).logits

@@ -8,7 +8,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from monosem.schema import METRICS, Axis, Chart, Series
+from monosem.definitions import METRICS
+from monosem.schema import Axis, Chart, Series
 
 D_IN, D_SAE = 512, 4096
 VARIANTS: dict[str, tuple[str, list[float], float]] = {

@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 
+from monosem.definitions import METRICS
 from monosem.report import render
 from monosem.report.figures import figure
 from monosem.report.headline import verdict_cards
 from monosem.report.inputs import parse_chart
 from monosem.report.numbers import decimals_for, fixed, short, tokens
 from monosem.report.palette import FIXED, styles_for
-from monosem.schema import METRICS, Axis, Chart, Series
+from monosem.schema import Axis, Chart, Series
 from monosem.types import UserError
 
 from .fixture import VARIANTS, make_run, make_summary, write_charts, write_study, write_summary

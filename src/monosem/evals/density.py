@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from monosem.definitions import METRICS
 from monosem.evals import Evaluation, Inputs, Judged, Result, RunInfo, at_like_l0
 from monosem.metrics import MIN_FIRINGS, activation_level, dead_fraction, features_above, mean_activations, wilson
-from monosem.schema import METRICS, Axis, Chart, Series
+from monosem.schema import Axis, Chart, Series
 from monosem.sums import read_heldout, read_sums
 from monosem.types import Estimate
 

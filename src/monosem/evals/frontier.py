@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from monosem.definitions import METRICS
 from monosem.evals import Evaluation, Inputs, Judged, Result, RunInfo, against_l0, hyper_text, setting
 from monosem.metrics import Curve, compare_at_matched_l0, downstream, intervals, reconstruction, resamples
-from monosem.schema import METRICS, Axis, Chart, Series
+from monosem.schema import Axis, Chart, Series
 from monosem.sums import read_heldout, read_sums
 from monosem.types import Estimate
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from monosem.definitions import METRICS
 from monosem.report.inputs import finite
 from monosem.report.numbers import plain
 from monosem.report.palette import Style
-from monosem.schema import METRICS, Axis, Chart, Series
+from monosem.schema import Axis, Chart, Series
 
 
 def first_screen(charts: list[Chart], runs: list[dict[str, Any]], styles: dict[str, Style]) -> list[Chart]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from monosem.definitions import METRICS
 from monosem.report.inputs import finite
 from monosem.report.numbers import decimals_for, fixed, plain, short, tokens
-from monosem.schema import METRICS, Chart
+from monosem.schema import Chart
 
 DASH = "–"
 NBSP = "\u00a0"

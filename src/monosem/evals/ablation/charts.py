@@ -7,9 +7,10 @@ from typing import Any
 
 import polars as pl
 
+from monosem.definitions import METRICS
 from monosem.evals import Judged, against_l0, at_like_l0, short, without_empty
 from monosem.evals.ablation.table import paired_difference
-from monosem.schema import METRICS, Axis, Chart, Series
+from monosem.schema import Axis, Chart, Series
 from monosem.types import Estimate
 
 SECTION = "Ablation effects"

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from monosem.bootstrap import Cell, bca, minimum_detectable
+from monosem.definitions import METRICS
 from monosem.evals import Judged, against_l0, at_like_l0, interval, short
 from monosem.evals.autointerp.controls import CONTROLS
 from monosem.evals.autointerp.table import SCORER_COLUMNS, values_of
 from monosem.metrics import Array
-from monosem.schema import METRICS, Axis, Chart, Series
+from monosem.schema import Axis, Chart, Series
 from monosem.types import Estimate
 
 SECTION = "Automatic interpretation"

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from monosem.definitions import METRICS
 from monosem.evals import Judged, against_l0, at_like_l0, interval, short
 from monosem.evals.probes.scores import SPARSE
 from monosem.evals.probes.table import mean_over_tasks, used
-from monosem.schema import METRICS, Axis, Chart, Series
+from monosem.schema import Axis, Chart, Series
 from monosem.types import Estimate
 
 SECTION = "Probes"
