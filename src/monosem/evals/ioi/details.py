@@ -164,8 +164,12 @@ def occlusion(lines: list[Line], place: str) -> Chart:
     """Return how many names have a feature of their own as the stronger attribute is taken away."""
     series: list[Series] = []
     most: dict[str, float] = {}
+    hidden: list[str] = []
     for line in lines:
-        rows = _scores(line.at(place).rows, "occlusion")
+        found = _scores(line.at(place).rows, "occlusion")
+        rows = found.filter(pl.col("method").is_null())
+        verdict = found.filter((pl.col("method") == "occluded") & (pl.col("score") > 0))
+        hidden += [f"{attribute} in {line.name}" for attribute in verdict["attribute"]]
         for attribute in _ordered(rows["attribute"].unique(maintain_order=True).to_list(), ATTRIBUTES):
             own = rows.filter(pl.col("attribute") == attribute).sort("x")
             series.append(_series(f"{line.name}, {attribute}", line.group, own["x"].to_list(), own))
@@ -173,14 +177,16 @@ def occlusion(lines: list[Line], place: str) -> Chart:
     told = ", ".join(f"at most {value:.2f} as {name}" for name, value in most.items())
     return Chart(
         f"ioi-occlusion-{slug(place)}",
-        f"Occlusion at {place}: share of names with a feature, {told}",
+        f"Occlusion at {place}: {', '.join(hidden) or 'nothing'} occluded; names with a feature, {told}",
         "line",
         Axis("alpha: how much of IO's supervised code is subtracted"),
         Axis("Names with a feature of F1 >= 0.5", "fraction"),
         series,
         note="Share of names for which some feature has F1 >= 0.5, as S and as IO. If IO hides S, features for S "
         "appear when IO's code is taken away: S's line rises from left to right while IO's falls. Title: with nothing "
-        "taken away, the best of these dictionaries. One run a variant, "
+        "taken away, the best of these dictionaries. Occluded: an attribute of which less than half as many names have "
+        "a feature as of the other, though its supervised codes, which are shorter, can be read off (nearest code "
+        "right on at least half of the prompts). One run a variant, "
         "at like L0, and the best task SAE.",
         section=SECTION,
     )

@@ -18,7 +18,7 @@ from monosem.evals.ioi import control, interpret, phenomena
 from monosem.evals.ioi.circuit import Place
 from monosem.evals.ioi.patching import Progress, Said, Task, activations, said, task_of, unedited
 from monosem.evals.ioi.prompts import ATTRIBUTES, ORDERS, counterfactual
-from monosem.evals.ioi.supervised import Supervised, least_squares, mean_codes
+from monosem.evals.ioi.supervised import Supervised, decoded, least_squares, mean_codes
 from monosem.evals.ioi.table import as_table
 from monosem.sae import Sae
 
@@ -208,8 +208,13 @@ def _occlusion(case: Case, sae: Sae, about: Mapping[str, Any], train: dict[str, 
     )
     rows = [(attribute, alpha, share) for alpha, shares in found.items() for attribute, share in shares.items()]
     attributes, alphas, shares = zip(*rows, strict=True)
-    columns = {"criterion": "occlusion", "attribute": list(attributes), "x": list(alphas), "score": list(shares)}
-    return as_table({**about, **columns, "n": n - 3 * n // 4})
+    more = {**about, "criterion": "occlusion", "n": n - 3 * n // 4}
+    curve = as_table({**more, "attribute": list(attributes), "x": list(alphas), "score": list(shares)})
+    norms = {a: phenomena.norm(codes, ATTRIBUTES.index(a)) for a in names}
+    read: dict[str, float] = dict(zip(ATTRIBUTES, decoded(codes, case.test, case.labels), strict=True))
+    hidden = phenomena.occlusion(found[ALPHAS[0]], norms, {a: read[a] for a in names})
+    verdict = {"method": "occluded", "attribute": list(hidden), "score": [float(o.occluded) for o in hidden.values()]}
+    return pl.concat([curve, as_table({**more, **verdict})])
 
 
 def _splitting(

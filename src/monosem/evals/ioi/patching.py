@@ -18,7 +18,8 @@ from monosem.evals.ioi.prompts import Prompts, Tokens, name_tokens, tokenized
 from monosem.model import Edit, Model, Prefix, Site
 from monosem.resumed import going_on, recording, shared
 
-BATCH = 64  # prompts a forward pass
+BATCH = 64  # prompts whose prefix is run at once
+TOKENS = 512  # of replacements that run together: one alone would only wait for the weights
 Progress = Callable[[int], object]
 
 
@@ -80,9 +81,13 @@ def said(task: Task, place: Place, new: Mapping[Any, Tensor], progress: Progress
         for begin in range(0, len(group.at), BATCH):
             at = group.at[begin : begin + BATCH]
             run = _Suffix(task.model, place, torch.from_numpy(group.tokens[begin : begin + BATCH]), group.where)
-            for key, value in new.items():
-                _record(task, run.logits(value[torch.from_numpy(at).to(value.device)]), at, out[key])
-            progress(len(at) * len(new))
+            rows, keys = torch.from_numpy(at), list(new)
+            together = max(1, TOKENS // run.end.numel())
+            for first in range(0, len(keys), together):
+                some = keys[first : first + together]
+                for key, logits in zip(some, run.logits([new[key][rows] for key in some]), strict=True):
+                    _record(task, logits, at, out[key])
+                progress(len(at) * len(some))
     return out
 
 
@@ -133,25 +138,28 @@ class _Suffix:
                 model.run(before, None, None, done, rows=torch.zeros_like(before, dtype=torch.bool))
             layers: list[Any] = record.layers[resume:]
             keys, values = [layer.keys for layer in layers], [layer.values for layer in layers]
-        rest = tokens[:, self.start :]
-        hidden = None if prefix.hidden is None else prefix.hidden[:, self.start :]
-        self.prefix = Prefix(rest, hidden, prefix.activations[:, self.start :], resume, prefix.in_tuples)
-        self.past = shared(blocks, self.start, keys, values, model.device)
-        self.end = torch.zeros(rest.shape, dtype=torch.bool, device=model.device)
+        self.rest, self.in_tuples, self.resume = tokens[:, self.start :], prefix.in_tuples, resume
+        self.hidden = None if prefix.hidden is None else prefix.hidden[:, self.start :]
+        self.keys, self.values = keys, values
+        self.end = torch.zeros(self.rest.shape, dtype=torch.bool, device=model.device)
         self.end[:, -1] = True
 
-    def logits(self, value: Tensor) -> Tensor:
-        """Return the logits at END, [rows, V], with the place's activations replaced by `value [rows, d]`."""
+    def logits(self, values: list[Tensor]) -> Tensor:
+        """Return the logits at END, [m, rows, V], with the place's activations replaced by each of m [rows, d]."""
+        m, model = len(values), self.model
         edits: dict[Site, list[tuple[Node, Tensor]]] = {}
         for node, columns in zip(self.place.nodes, self.place.slices, strict=True):
-            edits.setdefault(node.site, []).append((node, value[:, columns]))
-        with going_on(self.model, self.past):
-            return self.model.run(
-                self.prefix.tokens,
-                prefix=self.prefix,
-                rows=self.end,
-                more=[(site, self._edit(parts)) for site, parts in edits.items()],
-            )
+            edits.setdefault(node.site, []).append((node, torch.cat(values)[:, columns]))
+        tokens = self.rest.repeat(m, 1)
+        prefix = None
+        if self.hidden is not None:
+            hidden = self.hidden.repeat(m, 1, 1)
+            prefix = Prefix(tokens, hidden, hidden, self.resume, self.in_tuples)
+        kept = [[one.repeat(m, 1, 1, 1) for one in kind] for kind in (self.keys, self.values)]
+        with going_on(model, shared(len(model.blocks), self.start, *kept, device=model.device)):
+            sites = [(site, self._edit(parts)) for site, parts in edits.items()]
+            logits = model.run(tokens, prefix=prefix, rows=self.end.repeat(m, 1), more=sites)
+        return logits.unflatten(0, (m, len(self.rest)))
 
     def _edit(self, parts: list[tuple[Node, Tensor]]) -> Edit:
         def edit(activations: Tensor) -> Tensor:
