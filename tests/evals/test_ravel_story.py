@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -172,6 +175,50 @@ def test_an_interrupted_training_goes_on_to_the_same_result(
     assert not (study / "results" / RUN / "ravel").exists()
     assert cli(*arguments) == 0
     assert len(calls) == 2 * (3 + 1) * 8 + 1  # steps of four trainings of two attributes: none was taken twice
+    assert result(study)[1].equals(expected)
+
+
+KILLED = """
+import os, signal, sys
+from functools import partial
+from monosem.cli import run
+from monosem.evals.ravel import baselines, interchange
+from monosem.evals.ravel.training import Checkpoint
+
+baselines.Checkpoint = partial(Checkpoint, every=0.0)
+losses, calls = interchange.Interchange.losses, []
+
+def killed(self, at, edited):
+    calls.append(1)
+    if len(calls) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return losses(self, at, edited)
+
+interchange.Interchange.losses = killed
+sys.argv[0] = "monosem"
+run()
+"""
+
+
+def test_mdas_killed_midway_goes_on_to_the_same_result(
+    study: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = result(study)[1]
+    shutil.rmtree(study / "ravel")
+    shutil.rmtree(study / "results" / RUN / "ravel")
+    arguments = ["eval", "ravel", str(study), "--runs", RUN, "--set", f"data={data}", *SMALL]
+    dead = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, check=False)
+    assert dead.returncode == -signal.SIGKILL
+    assert list((study / "ravel" / "trained").glob("mdas-*"))
+    losses, calls = interchange.Interchange.losses, []
+
+    def counted(self: Any, at: Any, edited: Any) -> Any:
+        calls.append(1)
+        return losses(self, at, edited)
+
+    monkeypatch.setattr(interchange.Interchange, "losses", counted)
+    assert cli(*arguments) == 0
+    assert len(calls) == 2 * (3 + 1) * 8 - 3  # three steps were on disk
     assert result(study)[1].equals(expected)
 
 
