@@ -106,6 +106,9 @@ def test_values_that_are_never_there_have_no_code() -> None:
     never = torch.cat([torch.arange(15, 20), torch.arange(35, 40)])
     assert found.W_dec[never].abs().max() < 1e-6
     assert (found.W_dec.norm(dim=1) > 0.1).sum() == 32
+    a = PLANTED.reconstruct(labels)
+    smallest = torch.linalg.pinv(PLANTED.codes(labels).double()) @ (a - a.mean(0)).double()
+    torch.testing.assert_close(found.W_dec, smallest.float(), atol=1e-5, rtol=0)
 
 
 def test_codes_are_one_hot_and_reconstruct() -> None:

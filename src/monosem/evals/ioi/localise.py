@@ -81,11 +81,13 @@ def found_layers(layers: list[dict[str, Any]]) -> dict[str, int]:
     """Return the layer where each of S2 and END is judged.
 
     S2: where patching Pos has the largest effect, as S is there from the first layer on, being the token itself. END:
-    the first layer where all attributes together have nearly their largest effect, as the last ones only hold answers.
+    the first layer where all attributes together have nearly their largest effect. Not the last one: it only holds the
+    answer.
     """
+    last = max(row["x"] for row in layers)
 
     def totals(position: str, attributes: tuple[str, ...]) -> dict[int, float]:
-        own = [row for row in layers if row["value"] == position and row["attribute"] in attributes]
+        own = [row for row in layers if row["value"] == position and row["attribute"] in attributes and row["x"] < last]
         return {int(row["x"]): sum(abs(r["score"]) for r in own if r["x"] == row["x"]) for row in own}
 
     subject, end = totals("S2", ("Pos",)), totals("END", ATTRIBUTES)

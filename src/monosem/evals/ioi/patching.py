@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,15 +62,21 @@ def activations(
     base = task if like is None else like
     where = {int(i): group.where for group in base.groups for i in group.at}
     for tokens, at in _batches(task.groups):
-        for site in dict.fromkeys(node.site for node in nodes):
-            values = model.activations(tokens, site).float()
-            for node in nodes:
-                if node.site == site:
-                    at_position = torch.tensor([where[int(i)][node.position] for i in at], device=values.device)
-                    own = values[torch.arange(len(at)), at_position, node.first : node.first + node.width]
-                    found.setdefault(node, own.new_zeros(len(task.prompts), node.width))[torch.from_numpy(at)] = own
+        seen: dict[str, Tensor] = {}
+        keep = [(site, partial(_keep, seen, site.name)) for site in dict.fromkeys(node.site for node in nodes)]
+        model.run(tokens, rows=torch.zeros(tokens.shape, dtype=torch.bool, device=model.device), more=keep)
+        for node in nodes:
+            values = seen[node.site.name]
+            position = torch.tensor([where[int(i)][node.position] for i in at], device=values.device)
+            own = values[torch.arange(len(at)), position, node.first : node.first + node.width].float()
+            found.setdefault(node, own.new_zeros(len(task.prompts), node.width))[torch.from_numpy(at)] = own
         progress(len(at))
     return {place.name: torch.cat([found[node] for node in place.nodes], dim=1) for place in places}
+
+
+def _keep(seen: dict[str, Tensor], name: str, activations: Tensor) -> Tensor:
+    seen[name] = activations
+    return activations
 
 
 @torch.no_grad()
