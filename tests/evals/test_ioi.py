@@ -135,6 +135,8 @@ def test_an_edit_turns_the_answer_of_a_linear_readout(attribute: int) -> None:
 
 def test_attributes_are_read_off_where_they_are() -> None:
     assert min(decoded(FITTED, A_TEST, TEST)) == 1
+    line = Supervised(torch.tensor([[1.0, 0.0], [3.0, 0.0]]), torch.zeros(2), (2,))
+    assert decoded(line, torch.tensor([[1.9, 5.0], [0.0, 5.0], [2.1, 5.0]]), torch.tensor([[0], [0], [0]])) == [2 / 3]
     only_io = truth((0, 1, 0))
     a = only_io.reconstruct(torch.cat([TRAIN, TEST])) + noise(3000, 0.1)
     s, io, pos = decoded(least_squares(a[:2000], TRAIN, SIZES), a[2000:], TEST)
@@ -255,9 +257,9 @@ def test_greedy_misses_exchanges_whose_first_half_leads_away() -> None:
 
 def test_by_ranking_removes_active_features_of_the_old_value_and_adds_those_of_the_new() -> None:
     W = torch.eye(6)
-    z_base = torch.tensor([[1.0, 0.0, 2.0, 3.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0, 7.0]])
+    z_base = torch.tensor([[1.0, 0.0, 2.0, 3.0, 0.0, 0.0], [9.0, 0.0, 0.0, 0.0, 0.0, 7.0]])
     z_source = torch.tensor([[0.0, 4.0, 5.0, 0.0, 6.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0, 8.0]])
-    old, new = torch.tensor([[1, 2, 3, 0], [0, 1, -1, -1]]), torch.tensor([[0, 2, 4, 1], [5, 0, -1, -1]])
+    old, new = torch.tensor([[1, 2, 3, 0], [1, 4, -1, -1]]), torch.tensor([[0, 2, 4, 1], [5, 0, -1, -1]])
     one = by_ranking(z_base, z_source, W, old, new, 1)
     assert one.chosen.tolist() == [[2, -1], [-1, 5]]  # feature 2 goes out and comes in: one changed feature
     assert one.delta.tolist() == [[0, 0, 3, 0, 0, 0], [0, 0, 0, 0, 0, 8]]
@@ -265,7 +267,7 @@ def test_by_ranking_removes_active_features_of_the_old_value_and_adds_those_of_t
     assert two.chosen.tolist() == [[2, 3, -1, 4], [-1, -1, 5, -1]]
     assert two.delta.tolist() == [[0, 0, 3, -3, 6, 0], [0, 0, 0, 0, 0, 8]]
     with pytest.raises(UserError, match="feature 6"):
-        by_ranking(z_base, z_source, W, old + 3, new, 1)
+        by_ranking(z_base, z_source, W, old + 2, new, 1)
 
 
 def test_edits_that_do_not_fit_are_refused() -> None:
@@ -502,8 +504,16 @@ def test_an_attribute_with_a_feature_of_its_own_or_none_is_not_split() -> None:
     own = [(labels[:, POS] == 0)[:, None] for labels in (TRAIN, TEST)]
     both = split_of(torch.cat([parts(TRAIN, 11), own[0]], 1), torch.cat([parts(TEST, 13), own[1]], 1))
     assert (both.split, both.held, both.single) == (False, 20, 1)
-    few = split_of(parts(TRAIN, 11)[:, :9], parts(TEST, 13)[:, :9])
-    assert (few.split, few.held) == (False, 9)
+    few = split_of(parts(TRAIN, 11, of=9), parts(TEST, 13, of=9))
+    assert (few.split, few.held, few.union[-1]) == (False, 9, 1)
+
+
+def test_features_that_are_hardly_ever_active_are_no_splinters() -> None:
+    first = torch.nonzero(TRAIN[:, POS] == 0)[:, 0]
+    rare = torch.zeros(2000, 2).bool()
+    rare[first[:19], 0] = True
+    rare[first[:20], 1] = True
+    assert split_of(rare, parts(TEST, 13)[:, :2]).splinters.tolist() == [1]
 
 
 def test_copies_of_one_part_overlap_and_are_not_split() -> None:

@@ -78,7 +78,8 @@ def _answer(runs: list[Line], tasks: list[Line], supervised: list[Line], none: L
     lines = sorted([*runs, *tasks, *supervised, none], key=lambda line: -line.value)
     cells: list[list[Any]] = []
     for line in [line for line in lines if line.value >= 0]:
-        parts, few, is_sae = line.of("approximation"), line.edits(), line.kind in ("full", "task")
+        few, is_sae = line.edits(), line.kind in ("full", "task")
+        parts = line.of("approximation").join(line.carried, on="place", how="semi")
         gap = difference(few, supervised[0].edits()) if supervised and line is not supervised[0] else None
         row = [line.name, WORDS[line.kind], short(line.l0), cell(sufficiency(parts)), cell(necessity(parts))]
         row += [cell(line.success()), cell(gap), *(cell(line.success(*which)) for which in OTHERS if is_sae)]

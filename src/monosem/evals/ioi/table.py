@@ -52,9 +52,9 @@ def as_table(columns: Mapping[str, Any]) -> pl.DataFrame:
 def measured(rows: pl.DataFrame, kind: str, carried: pl.DataFrame, draws: int) -> dict[str, Estimate | None]:
     """Return MEASURED of one dictionary. rows: its own, with those of the clean and the mean activation.
 
-    kind: full, task or supervised. carried: columns place and attribute; edits and F1 of others don't count.
+    kind: full, task or supervised. carried: columns place and attribute; others don't count.
     """
-    approximation = rows.filter(pl.col("criterion") == "approximation")
+    approximation = rows.filter(pl.col("criterion") == "approximation").join(carried, on="place", how="semi")
     edits = rows.filter((pl.col("criterion") == "edit") & (pl.col("kind") == kind))
     edits = edits.join(carried, on=["place", "attribute"], how="semi")
     f1 = rows.filter(pl.col("criterion") == "f1").join(carried, on=["place", "attribute"], how="semi")
