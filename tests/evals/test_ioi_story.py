@@ -187,13 +187,17 @@ def test_the_command_tells_what_is_wrong(
         (["--set", "names=4"], "names"),
         (["--set", "budgets=[]"], "budgets = []"),
         (["--set", "colour=3"], "colour: unknown setting"),
-        ([], "female names are single tokens"),
     ):
         assert cli("eval", "ioi", folder, *change) == 2
         error = capsys.readouterr().err
         assert told in error
         assert "Traceback" not in error
     assert not list(folder.glob("results/*/ioi"))
+    assert cli("eval", "ioi", folder, "--runs", "topk-k8") == 0
+    stored = json.loads((folder / "results" / "topk-k8" / "ioi" / "result.json").read_text())
+    assert stored["scalars"]["edit_success"] is None
+    assert "female names are single tokens" in stored["reasons"]["edit_success"]
+    assert cli("report", folder) == 0
 
 
 @pytest.mark.parametrize("does_it", [False, True])

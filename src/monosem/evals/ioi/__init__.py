@@ -85,8 +85,11 @@ class Ioi(Evaluation):
             raise UserError("budgets = []: give at least one number of features, such as [2, 8, 32]")
         tokens = int(read_heldout(inputs.folder).n.sum())
         model = inputs.model()
-        words = words_of(model.tokenizer, self.names, model.name)
-        test = task_of(model, draw(words, self.prompts, self.seed, held_out=True))
+        try:  # a tokenizer without names is no reason for `eval all` to stop
+            words = words_of(model.tokenizer, self.names, model.name)
+            test = task_of(model, draw(words, self.prompts, self.seed, held_out=True))
+        except UserError as error:
+            return _Prepared(inputs, [], as_table({}), str(error), tokens)
         accuracy, share = _accuracy(test)
         if share < SOLVES:
             why = (
@@ -238,6 +241,8 @@ def _scalars(
 ) -> tuple[dict[str, Estimate | None], dict[str, str]]:
     """Return the scores of the run's SAE, of the best task SAE and of the supervised codes at the run's places."""
     accuracy = rows.filter(pl.col("criterion") == "accuracy")
+    if accuracy.is_empty():
+        return dict.fromkeys(("accuracy", *MEASURED)), dict.fromkeys(("accuracy", *MEASURED), why)
     n = int(accuracy["n"].sum())
     share = float(np.average(accuracy["score"].to_numpy(), weights=accuracy["n"].to_numpy()))
     low, high = wilson(round(share * n), n)
