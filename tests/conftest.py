@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; threads of tiny products only wait
 
 COMMON = "the a cat dog tree river stone walks sees finds red blue old 12 7 2024 of and in under over then it was"
 WORDS = COMMON.split(" ")
+WIDE = {"width": 1280, "height": 800}
 
 
 def cli(*arguments: str | Path) -> int:
@@ -143,3 +144,33 @@ def browser() -> Iterator[Browser]:
         pytest.skip(str(error))
     yield browser
     opened.__exit__(None, None, None)
+
+
+class Visit:
+    """An opened report and everything that it complained about or asked for."""
+
+    def __init__(self, browser: Browser, report: Path, viewport: Any = WIDE, scheme: Any = "light") -> None:
+        self.page: Page = browser.new_page(viewport=viewport, color_scheme=scheme)
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.route("**/*", lambda route: route.continue_() if route.request.url == url else route.abort())
+        url = report.resolve().as_uri()
+        self.page.goto(url)
+        self.page.wait_for_selector("html[data-plots=ready]", timeout=60_000)
+        self.outside = [asked for asked in self.requests if asked != url]
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Any]:
+    visits: list[Visit] = []
+
+    def open_report(report: Path, viewport: Any = WIDE, scheme: Any = "light") -> Visit:
+        visits.append(Visit(browser, report, viewport, scheme))
+        return visits[-1]
+
+    yield open_report
+    for opened in visits:
+        opened.page.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -20,9 +20,6 @@ from monosem.schema import Chart
 from monosem.types import Estimate
 
 from ..report.fixture import write_charts, write_study
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
 
 N = 100
 S2, END, HEADS = "blocks.10.hook_resid_post@S2", "blocks.10.hook_resid_post@END", "heads@END"
@@ -373,20 +370,15 @@ def test_nothing_without_runs_and_empty_charts_are_left_out() -> None:
 
 
 @pytest.mark.browser
-def test_the_section_is_drawn_in_a_browser(browser: Browser, charts: dict[str, Chart], tmp_path: Path) -> None:
+def test_the_section_is_drawn_in_a_browser(visit: Any, charts: dict[str, Chart], tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study")
     write_charts(folder, "ioi", [chart.as_dict() for chart in charts.values()])
-    page = browser.new_page(viewport={"width": 1280, "height": 800})
-    complaints: list[str] = []
-    page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.goto(render(folder).resolve().as_uri())
-    page.wait_for_selector("html[data-plots=ready]", timeout=60_000)
+    seen = visit(render(folder))
+    page = seen.page
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
     section = page.locator("section.charts-section", has=page.locator("h2", has_text=re.compile("^IOI$")))
     drawn = sum(chart.kind != "table" for chart in charts.values())
     assert section.locator(".plot .main-svg").count() >= drawn
     rows = section.locator("figure", has=page.locator("#chart-ioi-matrix")).locator("tbody tr")
     assert rows.count() == len(charts["ioi-matrix"].cells)
-    assert complaints == []
-    page.close()
+    assert seen.complaints == []

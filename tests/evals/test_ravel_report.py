@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -28,9 +28,6 @@ from monosem.schema import Chart
 from monosem.types import Estimate
 
 from ..report.fixture import write_charts, write_study
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
 
 ATTRIBUTES = {"city": ["Country", "Continent", "Language"], "verb": ["Past Tense", "Singular"]}
 ENTITIES, TEMPLATES = 20, 2
@@ -277,17 +274,11 @@ def test_nothing_without_runs() -> None:
 
 
 @pytest.mark.browser
-def test_the_section_is_drawn_and_filtered_in_a_browser(
-    browser: Browser, charts: dict[str, Chart], tmp_path: Path
-) -> None:
+def test_the_section_is_drawn_and_filtered_in_a_browser(visit: Any, charts: dict[str, Chart], tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study")
     write_charts(folder, "ravel", [chart.as_dict() for chart in charts.values()])
-    page = browser.new_page(viewport={"width": 1280, "height": 800})
-    complaints: list[str] = []
-    page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.goto(render(folder).resolve().as_uri())
-    page.wait_for_selector("html[data-plots=ready]", timeout=60_000)
+    seen = visit(render(folder))
+    page = seen.page
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
     section = page.locator("section.charts-section", has=page.locator("h2", has_text=re.compile("^RAVEL$")))
     words = section.locator(".plot .textpoint text").all_text_contents()
@@ -307,5 +298,4 @@ def test_the_section_is_drawn_and_filtered_in_a_browser(
     figure.get_by_label("Rows with").fill("no such words")
     assert shown.count() == 0
     assert section.locator("#chart-ravel-coverage").locator("xpath=../..").locator(".filters").count() == 0
-    assert complaints == []
-    page.close()
+    assert seen.complaints == []

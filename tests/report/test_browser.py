@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from monosem.report import render
 from monosem.report.screenshot import main, screenshot
 from monosem.types import UserError
 
+from ..conftest import WIDE
 from .fixture import make_run, write_charts, write_study, write_summary
 
 if TYPE_CHECKING:
@@ -22,42 +22,12 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.browser
 
-WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+NARROW = {"width": 390, "height": 844}
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return render(write_study(tmp_path_factory.mktemp("study")))
-
-
-class Visit:
-    """An opened report and everything that it complained about or asked for."""
-
-    def __init__(self, browser: Browser, report: Path, viewport: Any = WIDE, scheme: Any = "light") -> None:
-        self.page: Page = browser.new_page(viewport=viewport, color_scheme=scheme)
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.route("**/*", lambda route: route.continue_() if route.request.url == url else route.abort())
-        url = report.resolve().as_uri()
-        self.page.goto(url)
-        self.page.wait_for_selector("html[data-plots=ready]", timeout=60_000)
-        self.outside = [asked for asked in self.requests if asked != url]
-
-
-@pytest.fixture
-def visit(browser: Browser) -> Iterator[Any]:
-    visits: list[Visit] = []
-
-    def open_report(report: Path, viewport: Any = WIDE, scheme: Any = "light") -> Visit:
-        visits.append(Visit(browser, report, viewport, scheme))
-        return visits[-1]
-
-    yield open_report
-    for opened in visits:
-        opened.page.close()
 
 
 @pytest.mark.parametrize("viewport", [WIDE, NARROW])

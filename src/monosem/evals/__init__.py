@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import polars as pl
 from pydantic import TypeAdapter, ValidationError
 
@@ -161,6 +162,26 @@ def short(value: Any) -> float | None:
 def interval(e: Estimate | None, form: str = ".3f") -> str | None:
     """Return an estimate with its interval as text, None where there is none."""
     return None if e is None else f"{e.value:{form}} [{e.low:{form}}, {e.high:{form}}]"
+
+
+def cell(e: Estimate | None) -> dict[str, Any] | None:
+    """Return an estimate as the cell of a table."""
+    return None if e is None else e.as_dict()
+
+
+def fair_sample(rows: pl.DataFrame, by: list[str], order: list[str], size: int, seed: int) -> pl.DataFrame:
+    """Return up to `size` rows of each group `by`, in the order of the rows.
+
+    They are drawn systematically (every n-th, from a random start) from a random order sorted by the columns `order`,
+    so that every row of a group is as likely to be drawn and values of the first one keep their proportion to within 1.
+    """
+    rng = np.random.default_rng(seed)
+    kept = rows.with_row_index("row").with_columns(shuffled=pl.Series(rng.permutation(rows.height)))
+    chosen: list[int] = []
+    for _, group in kept.sort(*by, *order, "shuffled").group_by(by, maintain_order=True):
+        few = min(size, group.height)
+        chosen += group["row"].gather(((np.arange(few) + rng.random()) * group.height / few).astype(np.int64)).to_list()
+    return rows[sorted(chosen)]
 
 
 def without_empty(columns: list[str], cells: list[list[Any]]) -> tuple[list[str], list[list[Any]]]:

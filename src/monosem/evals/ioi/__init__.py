@@ -6,11 +6,12 @@ One row a prompt and intervention, or a score. See docs/ioi.md.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import polars as pl
 import torch
 from pydantic import Field
@@ -22,7 +23,7 @@ from monosem.evals.ioi.control import greedy as edit
 from monosem.evals.ioi.control import necessity, sufficiency
 from monosem.evals.ioi.interpret import f1
 from monosem.evals.ioi.judging import Case, cases_of, floor_rows, judge, supervised_rows
-from monosem.evals.ioi.lines import FEW, carried_in
+from monosem.evals.ioi.lines import FEW, Line, carried_in
 from monosem.evals.ioi.localise import found_layers, head_map, layer_map
 from monosem.evals.ioi.patching import Task, task_of, unedited
 from monosem.evals.ioi.prompts import POSITIONS, Words, draw, words_of
@@ -97,15 +98,19 @@ class Ioi(Evaluation):
                 "nothing can be judged by it; use a model that does"
             )
             return _Prepared(inputs, [], accuracy, why, tokens)
-        site = f"{inputs.site}@"
         mapped = self._mapped(inputs, model, words)
         places = self._places(inputs, model, mapped)
+        kept = {place.name: self._kept_baselines(inputs, model, words, place) for place in places}
+        own = [place.name for place in places if place.name.startswith(f"{inputs.site}@")]
+        needed = [place for place in places if place.name in own or kept[place.name].stored is None]
         train = task_of(model, draw(words, self.train, self.seed, held_out=False))
         with inputs.ticker.bar("ioi: activations", len(train.prompts) + 4 * len(test.prompts), "prompts") as bar:
-            cases = cases_of(train, test, places, self.seed, bar.add)
-        rows = pl.concat([accuracy, *mapped, *(self._baselines(inputs, model, case) for case in cases)])
-        own = [case for case in cases if case.place.name.startswith(site)]
-        return _Prepared(inputs, own, rows, "", tokens)
+            cases = {case.place.name: case for case in cases_of(train, test, needed, self.seed, bar.add)}
+        tables = [
+            one.get(lambda name=name, one=one: self._baselines(inputs, cases[name], one.depends))
+            for name, one in kept.items()
+        ]
+        return _Prepared(inputs, [cases[name] for name in own], pl.concat([accuracy, mapped, *tables]), "", tokens)
 
     def run(self, info: RunInfo, prepared: _Prepared) -> Result:
         began, inputs, rows = time.perf_counter(), prepared.inputs, prepared.rows
@@ -114,19 +119,18 @@ class Ioi(Evaluation):
         carried = carried_in(scalars)
         why = prepared.why or ("" if carried.height else NOTHING)
         sae = load_sae(info.folder)
-        if sae.normaliser.kind in PER_TOKEN:
-            why = (
-                why or f'{info.name}: normaliser "{sae.normaliser.kind}" depends on each token; codes can\'t be edited'
-            )
+        if not why and sae.normaliser.kind in PER_TOKEN:
+            why = f'{info.name}: normaliser "{sae.normaliser.kind}" depends on each token; codes can\'t be edited'
         if not why:
             about = {"kind": "full", "name": info.name, "variant": info.variant}
             with inputs.ticker.bar(f"ioi: {info.name}", len(prepared.own), "places") as bar:
                 for case in prepared.own:
-                    rows = pl.concat([rows, judge(case, sae.to(case.test.device), about, self._budgets)])
+                    rows = pl.concat([rows, judge(case, sae, about, self._budgets)])
                     bar.add(1)
         sums, _ = read_sums(inputs.folder, info.name)
         scalars["l0"] = Estimate.exact(float(sums.active.sum() / prepared.tokens), prepared.tokens)
-        more, missing = _scalars(rows, [case.place.name for case in prepared.own], carried, draws, why)
+        here = rows.filter(pl.col("place").is_in([case.place.name for case in prepared.own]))
+        more, missing = _scalars(_accuracy_of(rows), here, carried, draws, why)
         scalars["seconds"] = Estimate.exact(time.perf_counter() - began, rows.height)
         return Result(scalars | more, rows, reasons | missing)
 
@@ -137,7 +141,7 @@ class Ioi(Evaluation):
     def _budgets(self) -> list[int]:
         return sorted({*self.budgets, FEW})
 
-    def _mapped(self, inputs: Inputs, model: Model, words: Words) -> list[pl.DataFrame]:
+    def _mapped(self, inputs: Inputs, model: Model, words: Words) -> pl.DataFrame:
         """Return the maps of layers and heads, from disk where they are there."""
         task = task_of(model, draw(words, MAPPED, self.seed + 1, held_out=False))
 
@@ -151,62 +155,72 @@ class Ioi(Evaluation):
             return pl.concat(tables)
 
         depends = ["map", model.identity, MAPPED, self.seed, words.names, inputs.bootstrap]
-        return [_kept(inputs.folder / "ioi" / "map.parquet", depends, made)]
+        return _Kept(inputs.folder / "ioi" / "map.parquet", depends).get(made)
 
-    def _places(self, inputs: Inputs, model: Model, mapped: list[pl.DataFrame]) -> list[Place]:
+    def _places(self, inputs: Inputs, model: Model, mapped: pl.DataFrame) -> list[Place]:
         if self.places:
             return [_named(model, name) for name in self.places]
         d_in = read_json(inputs.folder / "activations" / "meta.json")["d_in"]
         own = [residual(model, inputs.site, position, d_in) for position in ("S2", "END")]
         if is_gpt2_small(model):
             return [*own, *gpt2_small(model)]
-        layers = found_layers(mapped[0].filter(pl.col("criterion") == "layers").to_dicts())
+        layers = found_layers(mapped.filter(pl.col("criterion") == "layers").to_dicts())
         d_model = model.lm.config.hidden_size
         found = [
             residual(model, f"blocks.{layer}.hook_resid_post", position, d_model) for position, layer in layers.items()
         ]
-        top = mapped[0].filter(pl.col("criterion") == "heads")["value"][: self.heads]
+        top = mapped.filter(pl.col("criterion") == "heads")["value"][: self.heads]
         chosen = [(int(layer), int(head)) for layer, head in (name[1:].split("H") for name in top)]
         there = {place.name for place in own}
         return [*own, *(p for p in found if p.name not in there), heads(model, "heads@END", "z", chosen, "END")]
 
-    def _baselines(self, inputs: Inputs, model: Model, case: Case) -> pl.DataFrame:
-        """Return the rows of a place that no run's SAE is needed for, from disk where they are there."""
+    def _kept_baselines(self, inputs: Inputs, model: Model, words: Words, place: Place) -> _Kept:
+        """Return where the rows of a place are kept that no run's SAE is needed for."""
         depends = {
             "version": self.version,
             "model": model.identity,
-            "nodes": [[n.site.name, n.first, n.width, n.position] for n in case.place.nodes],
-            "names": case.task.prompts.words.names,
+            "nodes": [[n.site.name, n.first, n.width, n.position] for n in place.nodes],
+            "names": words.names,
             **{name: getattr(self, name) for name in ("train", "prompts", "task_features", "task_steps", "seed")},
             "budgets": self._budgets,
         }
-        folder = inputs.folder / "ioi"
+        return _Kept(inputs.folder / "ioi" / f"{value_hash(place.name)[:12]}.parquet", depends)
 
-        def made() -> pl.DataFrame:
-            name, ticker = case.place.name, inputs.ticker
-            tables = [floor_rows(case), supervised_rows(case)]
-            trained = {k: v for k, v in depends.items() if k not in ("prompts", "budgets")}
-            saes = task_saes(
-                case.train, name, self.task_features, self.task_steps, self.seed, folder / "tasks", trained, ticker
-            )
-            with ticker.bar(f"ioi: {name}", len(saes), "task SAEs") as bar:
-                for sae in saes:
-                    about = {"kind": "task", "name": sae.facts["name"], "variant": sae.variant_name}
-                    tables.append(judge(case, sae, about, self._budgets))
-                    bar.add(1)
-            return pl.concat(tables)
-
-        return _kept(folder / f"{value_hash(case.place.name)[:12]}.parquet", depends, made)
+    def _baselines(self, inputs: Inputs, case: Case, depends: dict[str, Any]) -> pl.DataFrame:
+        """Return these rows. depends: what they depend on."""
+        name, ticker, folder = case.place.name, inputs.ticker, inputs.folder / "ioi" / "tasks"
+        tables = [floor_rows(case), supervised_rows(case)]
+        trained = {k: v for k, v in depends.items() if k not in ("prompts", "budgets")}
+        saes = task_saes(case.train, name, self.task_features, self.task_steps, self.seed, folder, trained, ticker)
+        with ticker.bar(f"ioi: {name}", len(saes), "task SAEs") as bar:
+            for sae in saes:
+                about = {"kind": "task", "name": sae.facts["name"], "variant": sae.variant_name}
+                tables.append(judge(case, sae, about, self._budgets))
+                bar.add(1)
+        return pl.concat(tables)
 
 
-def _kept(path: Path, depends: Any, made: Any) -> pl.DataFrame:
-    """Return the table at path if it was made from the same things, or make it and write it there."""
-    header = value_hash(depends)
-    if path.exists() and pl.read_parquet_metadata(path).get("depends") == header:
-        return pl.read_parquet(path)
-    rows = made()
-    write_atomic(path, lambda to: rows.write_parquet(to, metadata={"depends": header}))
-    return rows
+@dataclass(frozen=True)
+class _Kept:
+    """A table on disk with what it depends on (JSON values)."""
+
+    path: Path
+    depends: Any
+
+    @cached_property
+    def stored(self) -> pl.DataFrame | None:
+        """The table if it is there and was made from the same things."""
+        if self.path.exists() and pl.read_parquet_metadata(self.path).get("depends") == value_hash(self.depends):
+            return pl.read_parquet(self.path)
+        return None
+
+    def get(self, made: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+        """Return the table; made and written if it isn't there."""
+        if self.stored is not None:
+            return self.stored
+        rows, metadata = made(), {"depends": value_hash(self.depends)}
+        write_atomic(self.path, lambda to: rows.write_parquet(to, metadata=metadata))
+        return rows
 
 
 def _named(model: Model, name: str) -> Place:
@@ -236,25 +250,30 @@ def _accuracy(task: Task) -> tuple[pl.DataFrame, float]:
     return as_table({**columns, "n": n, "template": template, "ld": ld}), float(right.mean())
 
 
-def _scalars(
-    rows: pl.DataFrame, places: list[str], carried: pl.DataFrame, draws: int, why: str
-) -> tuple[dict[str, Estimate | None], dict[str, str]]:
-    """Return the scores of the run's SAE, of the best task SAE and of the supervised codes at the run's places."""
+def _accuracy_of(rows: pl.DataFrame) -> Estimate | None:
+    """Return the share of prompts that the model solves, from its rows by template; None without any."""
     accuracy = rows.filter(pl.col("criterion") == "accuracy")
     if accuracy.is_empty():
-        return dict.fromkeys(("accuracy", *MEASURED)), dict.fromkeys(("accuracy", *MEASURED), why)
-    n = int(accuracy["n"].sum())
-    share = float(np.average(accuracy["score"].to_numpy(), weights=accuracy["n"].to_numpy()))
-    low, high = wilson(round(share * n), n)
-    scalars: dict[str, Estimate | None] = {"accuracy": Estimate(share, float(low), float(high), n)}
-    reasons: dict[str, str] = {}
+        return None
+    n, right = int(accuracy["n"].sum()), round(float((accuracy["score"] * accuracy["n"]).sum()))
+    low, high = wilson(right, n)
+    return Estimate(right / n, float(low), float(high), n)
+
+
+def _scalars(
+    accuracy: Estimate | None, rows: pl.DataFrame, carried: pl.DataFrame, draws: int, why: str
+) -> tuple[dict[str, Estimate | None], dict[str, str]]:
+    """Return the scores of the run's SAE and of the supervised codes. rows: of the places at the study's site."""
+    scalars: dict[str, Estimate | None] = {"accuracy": accuracy}
     if why:
-        return scalars | dict.fromkeys(MEASURED), dict.fromkeys(MEASURED, why)
-    here = rows.filter(pl.col("place").is_in(places))
-    plain = here.filter((pl.col("kind") == "none") & (pl.col("criterion") == "approximation"))
-    for prefix, kind, name in (("", "full", None), ("supervised_", "supervised", "least squares")):
-        own = here.filter((pl.col("kind") == kind) & (True if name is None else pl.col("name") == name))
-        found = measured(pl.concat([plain, own]), kind, carried, draws)
-        scalars |= {prefix + key: value for key, value in found.items() if value is not None or not prefix}
-    reasons = {key: NOTHING for key in MEASURED if scalars.get(key) is None}
-    return scalars, reasons
+        scalars |= dict.fromkeys(MEASURED)
+        return scalars, {name: why for name, e in scalars.items() if e is None}
+    plain = (pl.col("kind") == "none") & (pl.col("criterion") == "approximation")
+    supervised = (pl.col("kind") == "supervised") & (pl.col("name") == "least squares")
+    for kind, own in (("full", pl.col("kind") == "full"), ("supervised", supervised)):
+        found = measured(Line(kind, "", "", float("nan"), rows.filter(plain | own), carried), draws)
+        if kind == "full":
+            scalars |= found
+        else:
+            scalars |= {f"supervised_{key}": e for key, e in found.items() if e is not None}
+    return scalars, {key: NOTHING for key in MEASURED if scalars.get(key) is None}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from monosem.evals import Judged, at_like_l0, interval, short, without_empty
+from monosem.evals import Judged, at_like_l0, cell, interval, short, without_empty
 from monosem.evals.ioi.details import accuracy, f1_table, heads, layers, matrix, occlusion, single, slug, splitting
 from monosem.evals.ioi.lines import (
     BARS,
@@ -15,7 +15,6 @@ from monosem.evals.ioi.lines import (
     Line,
     average,
     carried,
-    cell,
     difference,
     floor,
     necessity,
@@ -79,7 +78,7 @@ def _answer(runs: list[Line], tasks: list[Line], supervised: list[Line], none: L
     cells: list[list[Any]] = []
     for line in [line for line in lines if line.value >= 0]:
         few, is_sae = line.edits(), line.kind in ("full", "task")
-        parts = line.of("approximation").join(line.carried, on="place", how="semi")
+        parts = line.approximations
         gap = difference(few, supervised[0].edits()) if supervised and line is not supervised[0] else None
         row = [line.name, WORDS[line.kind], short(line.l0), cell(sufficiency(parts)), cell(necessity(parts))]
         row += [cell(line.success()), cell(gap), *(cell(line.success(*which)) for which in OTHERS if is_sae)]

@@ -15,9 +15,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from monosem.evals.ioi.lines import SMALLEST
 from monosem.types import UserError
-
-SMALLEST = 0.05  # of a denominator, in logits (or in weight): below it a ratio says nothing
 
 
 @dataclass(frozen=True, eq=False)

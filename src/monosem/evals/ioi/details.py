@@ -6,11 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import polars as pl
 
-from monosem.evals import Judged, interval, short
-from monosem.evals.ioi.lines import BARS, FEW, MANY, SECTION, Line, cell, mean_score, success, sufficiency
+from monosem.evals import Judged, cell, fair_sample, interval, short
+from monosem.evals.ioi.lines import BARS, FEW, MANY, SECTION, Line, mean_score, success, sufficiency
 from monosem.evals.ioi.prompts import ATTRIBUTES, POSITIONS
 from monosem.schema import Axis, Chart, Series
 
@@ -242,19 +241,8 @@ def single(lines: list[Line]) -> Chart:
 
 
 def sampled(rows: pl.DataFrame, size: int = SAMPLE, seed: int = 0) -> pl.DataFrame:
-    """Return some edits of each place, attribute and number of features, in the order of the rows.
-
-    Drawn systematically (every n-th, from a random start) from a random order sorted by hit, so that every edit is as
-    likely to be drawn and hits and misses keep their proportion to within one.
-    """
-    rng = np.random.default_rng(seed)
-    by = ["place", "attribute", "x"]
-    kept = rows.with_row_index("row").with_columns(order=pl.Series(rng.permutation(rows.height)))
-    chosen: list[int] = []
-    for _, group in kept.sort(*by, "hit", "order").group_by(by, maintain_order=True):
-        few = min(size, group.height)
-        chosen += group["row"].gather(((np.arange(few) + rng.random()) * group.height / few).astype(np.int64)).to_list()
-    return rows[sorted(chosen)]
+    """Return some edits of each place, attribute and number of features; hits and misses keep their proportion."""
+    return fair_sample(rows, ["place", "attribute", "x"], ["hit"], size, seed)
 
 
 def _scores(rows: pl.DataFrame, criterion: str) -> pl.DataFrame:

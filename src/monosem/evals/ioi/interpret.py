@@ -18,6 +18,8 @@ from monosem.types import UserError
 
 FEATURES = 4096  # at once: bounds the memory that a table of F1 scores needs
 
+Predicates = dict[str, tuple[list[str], Tensor]]
+
 
 @dataclass(frozen=True, eq=False)
 class Judged:
@@ -113,7 +115,7 @@ def judge(
     return Judged(order, size, single, union, test_labels.sum(0))
 
 
-def predicates(labels: Tensor, genders: ArrayLike, names: Sequence[str]) -> dict[str, tuple[list[str], Tensor]]:
+def predicates(labels: Tensor, genders: ArrayLike, names: Sequence[str]) -> Predicates:
     """Return by predicate its V values and whether each holds of the prompts, bool [N, V].
 
     labels: int64 [N, 3], the numbers of S and IO in names, and 0 where IO stands first, 1 where S does. genders:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 from monosem.evals.ioi import control, interpret, phenomena
 from monosem.evals.ioi.circuit import Place
 from monosem.evals.ioi.patching import Progress, Said, Task, activations, said, task_of, unedited
-from monosem.evals.ioi.prompts import ATTRIBUTES, ORDERS, counterfactual
+from monosem.evals.ioi.prompts import ATTRIBUTES, ORDERS, Words, counterfactual
 from monosem.evals.ioi.supervised import Supervised, decoded, least_squares, mean_codes
 from monosem.evals.ioi.table import as_table
 from monosem.sae import Sae
@@ -54,14 +55,30 @@ class Case:
         """The mean activation of the train prompts, one row a test prompt."""
         return self.train.mean(0).expand_as(self.test)
 
+    @cached_property
     def supervised(self) -> dict[str, Supervised]:
-        """Return the supervised dictionaries by name."""
-        names = len(self.task.prompts.words.names)
+        """The supervised dictionaries by name."""
+        names = len(self.words.names)
         sizes = (names, names, 2)
         return {
             "least squares": least_squares(self.train, self.train_labels, sizes),
             "mean codes": mean_codes(self.train, self.train_labels, sizes),
         }
+
+    @cached_property
+    def train_says(self) -> interpret.Predicates:
+        """What is true of the train prompts."""
+        return interpret.predicates(self.train_labels, self.words.genders, self.words.names)
+
+    @cached_property
+    def says(self) -> interpret.Predicates:
+        """What is true of the test prompts."""
+        return interpret.predicates(self.labels, self.words.genders, self.words.names)
+
+    @property
+    def words(self) -> Words:
+        """The words of the prompts."""
+        return self.task.prompts.words
 
 
 def cases_of(
@@ -95,15 +112,15 @@ def floor_rows(case: Case) -> pl.DataFrame:
     return pl.concat(tables)
 
 
-def supervised_rows(case: Case, progress: Progress = lambda _n: None) -> pl.DataFrame:
+def supervised_rows(case: Case) -> pl.DataFrame:
     """Return the rows of the supervised dictionaries."""
     tables = []
-    for name, dictionary in case.supervised().items():
+    for name, dictionary in case.supervised.items():
         about = {"kind": "supervised", "name": name, "variant": "", "place": case.place.name}
         rebuilt = dictionary.reconstruct(case.labels)
         new: dict[Any, Tensor] = {"reconstruction": rebuilt, "remainder": case.mean + case.test - rebuilt}
         new |= {(a,): dictionary.edit(case.test, case.labels, labels) for a, labels in case.source_labels.items()}
-        answers = said(case.task, case.place, new, progress=progress)
+        answers = said(case.task, case.place, new)
         share = control.weights(dictionary.codes(case.labels), dictionary.W_dec)
         numbers = dictionary.numbers(case.labels)
         for key, one in answers.items():
@@ -116,9 +133,7 @@ def supervised_rows(case: Case, progress: Progress = lambda _n: None) -> pl.Data
     return pl.concat(tables)
 
 
-def judge(
-    case: Case, sae: Sae, about: Mapping[str, Any], budgets: list[int], progress: Progress = lambda _n: None
-) -> pl.DataFrame:
+def judge(case: Case, sae: Sae, about: Mapping[str, Any], budgets: list[int]) -> pl.DataFrame:
     """Return the rows of an SAE at a place. about: kind, name, variant.
 
     Raises UserError for an SAE whose normaliser depends on each token, as its codes alone can't be decoded.
@@ -128,17 +143,14 @@ def judge(
     rebuilt = sae.decode(z)
     D = sae.normaliser.undo(sae.weights["W_dec"])
     active = torch.cat([sae.encode(part) > 0 for part in case.train.split(CHUNK)])
-    words = case.task.prompts.words
-    train = interpret.predicates(case.train_labels, words.genders, words.names)
-    test = interpret.predicates(case.labels, words.genders, words.names)
-    ranks = {a: interpret.judge(active, train[a][1], z > 0, test[a][1]) for a in ATTRIBUTES}
+    train, test = case.train_says, case.says
+    f1s = {name: interpret.judge(active, holds, z > 0, test[name][1]) for name, (_, holds) in train.items()}
     told = torch.stack([interpret.f1_scores(active, train[a][1]).amax(0) for a in ATTRIBUTES]).amax(0) >= BIG
-    part = (z * told) @ D
     new: dict[Any, Tensor] = {
         "reconstruction": rebuilt,
         "remainder": case.mean + case.test - rebuilt,
         "interpretable": rebuilt - (z * ~told) @ D,
-        "uninterpretable": case.test - part,
+        "uninterpretable": case.test - (z * told) @ D,
     }
     share = control.weights(z, D)
     gone: dict[Any, np.ndarray] = {}
@@ -146,13 +158,13 @@ def judge(
         source, labels = case.source[attribute], case.source_labels[attribute]
         z_source = sae.encode(source)
         edits = {("greedy", k): e for k, e in control.greedy(source - case.test, z, z_source, D, budgets).items()}
-        order = ranks[attribute].order
+        order = f1s[attribute].order
         old, value = order[case.labels[:, column]], order[labels[:, column]]
         edits |= {("f1", k): control.by_ranking(z, z_source, D, old, value, k // 2) for k in budgets if k > 1}
         for (method, k), edit in edits.items():
             new[attribute, method, k] = case.test + edit.delta
             gone[attribute, method, k] = control.removed(share, edit.chosen).numpy()
-    answers = said(case.task, case.place, new, progress=progress)
+    answers = said(case.task, case.place, new)
     tables = []
     for key, one in answers.items():
         if isinstance(key, str):
@@ -160,8 +172,7 @@ def judge(
         else:
             attribute, method, k = key
             tables.append(_edits(case, about, attribute, method, k, one, gone[key]))
-    tables += [_f1(about, train, test, active, z > 0), _occlusion(case, sae, about, train)]
-    tables.append(_splitting(about, train, test, active, z > 0))
+    tables += [_f1(case, about, f1s), _occlusion(case, sae, about), _splitting(case, about, active, z > 0)]
     return pl.concat(tables)
 
 
@@ -187,22 +198,20 @@ def _edits(
     return as_table({**about, **rows, "answer": words(one.top), "wanted": words(wanted)})
 
 
-def _f1(
-    about: Mapping[str, Any], train: dict[str, Any], test: dict[str, Any], active: Tensor, z: Tensor
-) -> pl.DataFrame:
+def _f1(case: Case, about: Mapping[str, Any], f1s: Mapping[str, interpret.Judged]) -> pl.DataFrame:
     tables = []
-    for name, (values, holds) in train.items():
-        found = interpret.judge(active, holds, z, test[name][1])
+    for name, found in f1s.items():
+        values = case.says[name][0]
         for method, score, size in (("single", found.single, [1.0] * len(values)), ("union", found.union, found.size)):
             rows = {"criterion": "f1", "attribute": name, "method": method, "value": values, "n": found.n.tolist()}
             tables.append(as_table({**about, **rows, "score": score.tolist(), "x": [float(s) for s in size]}))
     return pl.concat(tables)
 
 
-def _occlusion(case: Case, sae: Sae, about: Mapping[str, Any], train: dict[str, Any]) -> pl.DataFrame:
+def _occlusion(case: Case, sae: Sae, about: Mapping[str, Any]) -> pl.DataFrame:
     n = len(case.train)
-    names = {a: train[a] for a in ("S", "IO")}
-    codes = case.supervised()["least squares"]
+    names = {a: case.train_says[a] for a in ("S", "IO")}
+    codes = case.supervised["least squares"]
     found = phenomena.unmasked(
         sae.encode, case.train, case.train_labels, codes, ALPHAS, names, torch.arange(n) < 3 * n // 4
     )
@@ -217,12 +226,10 @@ def _occlusion(case: Case, sae: Sae, about: Mapping[str, Any], train: dict[str, 
     return pl.concat([curve, as_table({**more, **verdict})])
 
 
-def _splitting(
-    about: Mapping[str, Any], train: dict[str, Any], test: dict[str, Any], active: Tensor, z: Tensor
-) -> pl.DataFrame:
-    tables = []
+def _splitting(case: Case, about: Mapping[str, Any], active: Tensor, z: Tensor) -> pl.DataFrame:
+    tables, train, test = [], case.train_says, case.says
+    meanings = torch.cat([train["S & Pos"][1], train["IO & Pos"][1]], dim=1)
     for number, value in enumerate(ORDERS):
-        meanings = torch.cat([train["S & Pos"][1], train["IO & Pos"][1]], dim=1)
         found = phenomena.splitting(active, train["Pos"][1][:, number], z, test["Pos"][1][:, number], meanings)
         curve = found.union[:LONGEST].tolist()
         rows = {"criterion": "splitting", "attribute": "Pos", "value": value, "n": len(z)}

@@ -22,7 +22,7 @@ SECTION = "IOI"
 DRAWS = 1000
 BARS = "95 % intervals, prompts resampled"
 FEW, MANY = 2, 32  # features changed, in scalars and in the table
-SMALLEST = 0.05  # of a denominator, in logits
+SMALLEST = 0.05  # of a denominator, in logits (or in weight): below it a ratio says nothing
 WORDS = {"full": "study's SAE", "task": "task SAE", "supervised": "supervised", "none": "no dictionary"}
 UNCHANGED = "unchanged model"
 
@@ -110,14 +110,15 @@ def _means(rows: pl.DataFrame, column: str, by: Sequence[str], draws: int) -> di
     size = shape[0] * shape[1]
     total = np.bincount(where, table[column].cast(pl.Float64).to_numpy(), size).reshape(shape)
     count = np.bincount(where, minlength=size).reshape(shape).astype(np.float64)
-    weights = _weights(shape[0], draws)
+    weights = weights_of(shape[0], draws)
     with np.errstate(invalid="ignore"):
         means = (weights @ total) / (weights @ count)
     return {row[1:]: means[:, row[0]] for row in cells.rows()}
 
 
 @lru_cache(maxsize=8)
-def _weights(prompts: int, draws: int) -> Array:
+def weights_of(prompts: int, draws: int) -> Array:
+    """Return how often each prompt counts, [1 + draws, prompts]: once, then as it is drawn with replacement."""
     return np.vstack([np.ones((1, prompts)), resamples(prompts, draws)])
 
 
@@ -167,19 +168,24 @@ class Line:
             return rows.filter(pl.col("method") == ("unchanged" if self.kind == "none" else "supervised"))
         return rows.filter((pl.col("method") == method) & (pl.col("x") == x))
 
-    def success(self, x: float = FEW, method: str = "greedy") -> Estimate | None:
+    @property
+    def approximations(self) -> pl.DataFrame:
+        """Its approximations at places that carry something: elsewhere there is nothing to approximate."""
+        return self.of("approximation").join(self.carried, on="place", how="semi")
+
+    def success(self, x: float = FEW, method: str = "greedy", draws: int = DRAWS) -> Estimate | None:
         """Return the share of these edits that hit."""
-        return success(self.edits(x, method))
+        return success(self.edits(x, method), draws)
 
     @property
     def value(self) -> float:
         """Its point value with few features, below all others where undefined."""
         return -1.0 if (found := self.success()) is None else found.value
 
-    def f1(self, method: str) -> Estimate | None:
+    def f1(self, method: str, draws: int = DRAWS) -> Estimate | None:
         """Return its mean F1 for the attributes that its places carry. method: "single" or "union"."""
         rows = self.of("f1").filter(pl.col("method") == method)
-        return mean_score(rows.join(self.carried, on=["place", "attribute"], how="semi"))
+        return mean_score(rows.join(self.carried, on=["place", "attribute"], how="semi"), draws)
 
 
 def carried(one: Judged) -> pl.DataFrame:
@@ -244,8 +250,3 @@ def floor(one: Judged) -> Line:
 def _own(one: Judged, kept: pl.Expr) -> pl.DataFrame:
     """Return the rows that are kept, and the approximations that need no dictionary: clean and mean."""
     return one.result.rows.filter(kept | ((pl.col("kind") == "none") & (pl.col("criterion") == "approximation")))
-
-
-def cell(e: Estimate | None) -> dict[str, Any] | None:
-    """Return an estimate as the cell of a table."""
-    return None if e is None else e.as_dict()

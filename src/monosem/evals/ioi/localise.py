@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from monosem.evals.ioi.circuit import Place, head_node, residual
+from monosem.evals.ioi.lines import weights_of
 from monosem.evals.ioi.patching import Task, activations, said, task_of, unedited
 from monosem.evals.ioi.prompts import ATTRIBUTES, POSITIONS, counterfactual
-from monosem.metrics import intervals, resamples
+from monosem.metrics import intervals
 from monosem.progress import Ticker
 from monosem.types import Estimate
 
@@ -70,7 +71,7 @@ def head_map(task: Task, draws: int, ticker: Ticker) -> list[dict[str, Any]]:
                 new[head] = z.clone()
                 new[head][:, own] = z[:, own].mean(0)
             for head, one in said(task, place, new).items():
-                fall = _weights(len(clean), draws) @ (clean - one.ld)
+                fall = weights_of(len(clean), draws) @ (clean - one.ld) / len(clean)
                 found = intervals({"": fall[:1]}, {"": fall[1:]}, len(clean))[""]
                 rows.append({"value": f"L{layer}H{head}", "x": float(layer), **_score(found)})
             bar.add(1)
@@ -84,10 +85,13 @@ def found_layers(layers: list[dict[str, Any]]) -> dict[str, int]:
     the first layer where all attributes together have nearly their largest effect. Not the last one: it only holds the
     answer.
     """
-    last = max(row["x"] for row in layers)
+    every = sorted({row["x"] for row in layers})
+    inner = every[:-1] or every
 
     def totals(position: str, attributes: tuple[str, ...]) -> dict[int, float]:
-        own = [row for row in layers if row["value"] == position and row["attribute"] in attributes and row["x"] < last]
+        own = [
+            row for row in layers if row["value"] == position and row["attribute"] in attributes and row["x"] in inner
+        ]
         return {int(row["x"]): sum(abs(r["score"]) for r in own if r["x"] == row["x"]) for row in own}
 
     subject, end = totals("S2", ("Pos",)), totals("END", ATTRIBUTES)
@@ -99,13 +103,9 @@ def found_layers(layers: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def _share(fall: np.ndarray, clean: np.ndarray, draws: int) -> Estimate | None:
-    weights = _weights(len(clean), draws)
+    weights = weights_of(len(clean), draws)
     values = (weights @ fall) / (weights @ clean)
     return intervals({"": values[:1]}, {"": values[1:]}, len(clean))[""]
-
-
-def _weights(n: int, draws: int) -> np.ndarray:
-    return np.vstack([np.full((1, n), 1 / n), resamples(n, draws) / n])
 
 
 def _score(e: Estimate | None) -> dict[str, Any]:

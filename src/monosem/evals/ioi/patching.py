@@ -52,7 +52,7 @@ def task_of(model: Model, prompts: Prompts) -> Task:
 def activations(
     task: Task, places: Sequence[Place], like: Task | None = None, progress: Progress = lambda _n: None
 ) -> dict[str, Tensor]:
-    """Return each place's activations, float32 [n, d].
+    """Return each place's activations, float32 [n, d], on the CPU.
 
     like: the task whose positions are meant, where prompts are counterfactuals: an order turned moves names.
     """
@@ -68,8 +68,8 @@ def activations(
         for node in nodes:
             values = seen[node.site.name]
             position = torch.tensor([where[int(i)][node.position] for i in at], device=values.device)
-            own = values[torch.arange(len(at)), position, node.first : node.first + node.width].float()
-            found.setdefault(node, own.new_zeros(len(task.prompts), node.width))[torch.from_numpy(at)] = own
+            own = values[torch.arange(len(at)), position, node.first : node.first + node.width].float().cpu()
+            found.setdefault(node, torch.zeros(len(task.prompts), node.width))[torch.from_numpy(at)] = own
         progress(len(at))
     return {place.name: torch.cat([found[node] for node in place.nodes], dim=1) for place in places}
 
@@ -172,7 +172,7 @@ class _Suffix:
         def edit(activations: Tensor) -> Tensor:
             out = activations.clone()
             for node, value in parts:
-                out[:, self.where[node.position], node.first : node.first + node.width] = value.to(out.dtype)
+                out[:, self.where[node.position], node.first : node.first + node.width] = value.to(out)
             return out
 
         return edit

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from monosem.evals.ioi.lines import FEW, MANY, average, mean_score, necessity, success, sufficiency
+from monosem.evals.ioi.lines import FEW, MANY, Line, average, necessity, sufficiency
 from monosem.types import Estimate
 
 KINDS: dict[str, Any] = {
@@ -35,6 +35,7 @@ KINDS: dict[str, Any] = {
     "wanted": pl.String,
 }
 MEASURED = ("sufficiency", "necessity", "edit_success", "edit_success_32", "f1", "f1_union")
+CARRIES = 0.05  # of the answers, at least: what patching an attribute that a place carries changes
 NOTHING = "no place carries an attribute: patching it changes fewer answers than can be told apart"
 
 
@@ -49,27 +50,15 @@ def as_table(columns: Mapping[str, Any]) -> pl.DataFrame:
     return pl.DataFrame(full, schema=KINDS).with_columns(pl.col(pl.Float64).fill_nan(None))
 
 
-def measured(rows: pl.DataFrame, kind: str, carried: pl.DataFrame, draws: int) -> dict[str, Estimate | None]:
-    """Return MEASURED of one dictionary. rows: its own, with those of the clean and the mean activation.
-
-    kind: full, task or supervised. carried: columns place and attribute; others don't count.
-    """
-    approximation = rows.filter(pl.col("criterion") == "approximation").join(carried, on="place", how="semi")
-    edits = rows.filter((pl.col("criterion") == "edit") & (pl.col("kind") == kind))
-    edits = edits.join(carried, on=["place", "attribute"], how="semi")
-    f1 = rows.filter(pl.col("criterion") == "f1").join(carried, on=["place", "attribute"], how="semi")
-    if kind == "supervised":
-        few = many = edits
-    else:
-        greedy = edits.filter(pl.col("method") == "greedy")
-        few, many = (greedy.filter(pl.col("x") == size) for size in (FEW, MANY))
+def measured(line: Line, draws: int) -> dict[str, Estimate | None]:
+    """Return MEASURED of one dictionary."""
     return {
-        "sufficiency": sufficiency(approximation, draws),
-        "necessity": necessity(approximation, draws),
-        "edit_success": success(few, draws),
-        "edit_success_32": success(many, draws),
-        "f1": mean_score(f1.filter(pl.col("method") == "single"), draws),
-        "f1_union": mean_score(f1.filter(pl.col("method") == "union"), draws),
+        "sufficiency": sufficiency(line.approximations, draws),
+        "necessity": necessity(line.approximations, draws),
+        "edit_success": line.success(FEW, draws=draws),
+        "edit_success_32": line.success(MANY, draws=draws),
+        "f1": line.f1("single", draws),
+        "f1_union": line.f1("union", draws),
     }
 
 
@@ -92,6 +81,3 @@ def carrying(rows: pl.DataFrame, draws: int) -> tuple[dict[str, Estimate | None]
                 f"[{kept.low:.1%}, {kept.high:.1%}]; choose another of `places`"
             )
     return scalars, reasons
-
-
-CARRIES = 0.05

@@ -7,9 +7,9 @@ from typing import Any
 import polars as pl
 
 from monosem.definitions import METRICS
-from monosem.evals import Judged, at_like_l0, interval, short, without_empty
+from monosem.evals import Judged, at_like_l0, cell, interval, short, without_empty
 from monosem.evals.ravel.details import coverage, matrix, single
-from monosem.evals.ravel.lines import BARS, SECTION, Line, cell, difference, lines_of
+from monosem.evals.ravel.lines import BARS, SECTION, Line, difference, lines_of
 from monosem.evals.ravel.table import BASELINES, SAE_METHODS, SUPERVISED, estimates
 from monosem.schema import Axis, Chart, Series
 from monosem.types import Estimate

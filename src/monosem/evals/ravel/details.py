@@ -6,9 +6,9 @@ from typing import Any
 
 import polars as pl
 
-from monosem.evals import Judged
+from monosem.evals import Judged, cell
 from monosem.evals.ravel.disentangle import intervals
-from monosem.evals.ravel.lines import BARS, DRAWS, SECTION, Line, cell
+from monosem.evals.ravel.lines import BARS, DRAWS, SECTION, Line
 from monosem.evals.ravel.table import COVERAGE, TEST, sampled
 from monosem.schema import Chart
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import polars as pl
 
@@ -60,8 +59,3 @@ def lines_of(judged: list[Judged], methods: Sequence[str]) -> list[Line]:
     """Return the methods of the runs, those that have scores."""
     lines = [Line(method, one.info.name, one) for one in judged for method in methods]
     return [line for line in lines if line.disentangle >= 0]
-
-
-def cell(e: Estimate | None) -> dict[str, Any] | None:
-    """Return an estimate as the cell of a table."""
-    return None if e is None else e.as_dict()

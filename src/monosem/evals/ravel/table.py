@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from monosem.evals import fair_sample
 from monosem.evals.ravel.disentangle import NAMES, Key, Scores, intervals
 from monosem.metrics import wilson
 from monosem.types import Estimate
@@ -126,17 +127,9 @@ def coverage_scalars(coverage: Sequence[Mapping[str, Any]]) -> tuple[dict[str, E
 def sampled(rows: pl.DataFrame, size: int, seed: int = 0) -> pl.DataFrame:
     """Return some interventions on the test splits of each type, target and method, in the order of the rows.
 
-    Half of `size` ask for the target, half for other attributes (fewer where there are no more). Within a half they
-    are drawn systematically (every n-th, from a random start) from a random order sorted by hit and attribute, so that
-    every intervention is as likely to be drawn and hits and misses keep their proportion to within one.
+    Half of `size` ask for the target, half for other attributes (fewer where there are no more). Each half is
+    a `fair_sample`, in which hits and misses keep their proportion.
     """
-    rng = np.random.default_rng(seed)
-    kept = rows.with_row_index("row").filter(pl.col("split").is_in(TEST))
-    kept = kept.with_columns(own=pl.col("target") == pl.col("attribute"), order=rng.permutation(kept.height))
-    kept = kept.sort("type", "target", "method", "own", "hit", "attribute", "order")
-    chosen: list[int] = []
-    for _, group in kept.group_by("type", "target", "method", "own", maintain_order=True):
-        half = min(size // 2, group.height)
-        places = ((np.arange(half) + rng.random()) * group.height / half).astype(np.int64)
-        chosen += group["row"].gather(places).to_list()
-    return rows[sorted(chosen)]
+    tested = rows.filter(pl.col("split").is_in(TEST)).with_columns(own=pl.col("target") == pl.col("attribute"))
+    by = ["type", "target", "method", "own"]
+    return fair_sample(tested, by, ["hit", "attribute"], size // 2, seed).drop("own")
