@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -22,7 +23,16 @@ from monosem.evals.ioi.control import (
     sufficiency,
     weights,
 )
-from monosem.evals.ioi.interpret import best_union, f1, f1_scores, judge, predicates, ranked, union_f1
+from monosem.evals.ioi.interpret import (
+    best_union,
+    f1,
+    f1_scores,
+    judge,
+    predicates,
+    ranked,
+    union_f1,
+    union_f1_interval,
+)
 from monosem.evals.ioi.phenomena import Splitting, norm, occlusion, share, splitting, unmasked
 from monosem.evals.ioi.supervised import Supervised, decoded, least_squares, mean_codes
 from monosem.types import UserError
@@ -378,9 +388,25 @@ def test_features_are_chosen_on_train_prompts_and_count_on_test_prompts() -> Non
     assert found.n.tolist() == [10, 10, 10, 0]
     torch.testing.assert_close(found.single, torch.tensor([0, 0, 2 / 3, math.nan]), equal_nan=True)
     torch.testing.assert_close(found.union, torch.tensor([0, 0, 1, math.nan]), equal_nan=True)
-    assert share(found.single) == pytest.approx(1 / 3)
+    third = share(found.single)
+    assert (third.value, third.n) == (pytest.approx(1 / 3), 3)
+    assert third.low == pytest.approx(0.0615, abs=1e-4)  # Wilson, 1 of 3
     with pytest.raises(UserError, match="no value"):
         share(found.single[3:])
+
+
+def test_the_interval_of_a_union_is_that_of_its_f1_on_resampled_prompts() -> None:
+    number = torch.arange(1000)
+    label = number < 500
+    active = torch.stack([number < 250, label], 1)
+    low, high = union_f1_interval(active, label, 1000)
+    rng, drawn = np.random.default_rng(1), []
+    for _ in range(1000):
+        at = torch.from_numpy(rng.integers(1000, size=1000))
+        drawn.append(f1(active[at, 0], label[at]))
+    np.testing.assert_allclose([low[0], high[0]], np.quantile(drawn, [0.025, 0.975]), atol=0.006)
+    assert low[0] < 2 / 3 < high[0] < low[0] + 0.1
+    assert low[1] == high[1] == 1
 
 
 def test_predicates_hold_of_the_right_prompts() -> None:
@@ -432,7 +458,7 @@ def occlusions(one: World, fitted: Supervised, train: Tensor) -> dict[str, bool]
     shares, norms = {}, {}
     for attribute, name in enumerate(("S", "IO")):
         holds = held[name][1]
-        shares[name] = share(judge(active[train], holds[train], active[~train], holds[~train], 1).single)
+        shares[name] = share(judge(active[train], holds[train], active[~train], holds[~train], 1).single).value
         norms[name] = norm(fitted, attribute)
     read = decoded(fitted, one.a[~train], one.labels[~train])
     return {name: found.occluded for name, found in occlusion(shares, norms, {"S": read[0], "IO": read[1]}).items()}
@@ -446,10 +472,10 @@ def test_long_io_codes_occlude_short_s_codes_until_they_are_taken_away() -> None
     wanted = {name: held[name] for name in ("S", "IO")}
     found = unmasked(one.encode, one.a, one.labels, fitted, [0, 0.5, 1], wanted, train)
     assert list(found) == [0, 0.5, 1]
-    assert found[0]["IO"] == 1
-    assert found[0]["S"] < 0.3
-    assert found[1]["S"] > 0.9
-    assert found[1]["IO"] < 0.2
+    assert found[0]["IO"].value == 1
+    assert found[0]["S"].value < 0.3
+    assert found[1]["S"].value > 0.9
+    assert found[1]["IO"].value < 0.2
 
 
 def test_codes_of_one_length_occlude_nothing() -> None:

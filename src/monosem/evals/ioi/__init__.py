@@ -22,7 +22,7 @@ from monosem.evals.ioi.circuit import Place, gpt2_small, heads, is_gpt2_small, r
 from monosem.evals.ioi.control import greedy as edit
 from monosem.evals.ioi.control import necessity, sufficiency
 from monosem.evals.ioi.interpret import f1
-from monosem.evals.ioi.judging import Case, cases_of, floor_rows, judge, supervised_rows
+from monosem.evals.ioi.judging import Case, answers, cases_of, floor_rows, judge, supervised_rows
 from monosem.evals.ioi.lines import FEW, Line, carried_in
 from monosem.evals.ioi.localise import found_layers, head_map, layer_map
 from monosem.evals.ioi.patching import Task, task_of, unedited
@@ -123,10 +123,9 @@ class Ioi(Evaluation):
             why = f'{info.name}: normaliser "{sae.normaliser.kind}" depends on each token; codes can\'t be edited'
         if not why:
             about = {"kind": "full", "name": info.name, "variant": info.variant}
-            with inputs.ticker.bar(f"ioi: {info.name}", len(prepared.own), "places") as bar:
+            with inputs.ticker.bar(f"ioi: {info.name}", len(prepared.own) * self._answers, "answers") as bar:
                 for case in prepared.own:
-                    rows = pl.concat([rows, judge(case, sae, about, self._budgets)])
-                    bar.add(1)
+                    rows = pl.concat([rows, judge(case, sae, about, self._budgets, bar.add)])
         sums, _ = read_sums(inputs.folder, info.name)
         scalars["l0"] = Estimate.exact(float(sums.active.sum() / prepared.tokens), prepared.tokens)
         here = rows.filter(pl.col("place").is_in([case.place.name for case in prepared.own]))
@@ -140,6 +139,11 @@ class Ioi(Evaluation):
     @property
     def _budgets(self) -> list[int]:
         return sorted({*self.budgets, FEW})
+
+    @property
+    def _answers(self) -> int:
+        """How many answers of the model judging one SAE at one place takes."""
+        return self.prompts * answers(self._budgets)
 
     def _mapped(self, inputs: Inputs, model: Model, words: Words) -> pl.DataFrame:
         """Return the maps of layers and heads, from disk where they are there."""
@@ -192,11 +196,10 @@ class Ioi(Evaluation):
         tables = [floor_rows(case), supervised_rows(case)]
         trained = {k: v for k, v in depends.items() if k not in ("prompts", "budgets")}
         saes = task_saes(case.train, name, self.task_features, self.task_steps, self.seed, folder, trained, ticker)
-        with ticker.bar(f"ioi: {name}", len(saes), "task SAEs") as bar:
+        with ticker.bar(f"ioi: {name}", len(saes) * self._answers, "answers") as bar:
             for sae in saes:
                 about = {"kind": "task", "name": sae.facts["name"], "variant": sae.variant_name}
-                tables.append(judge(case, sae, about, self._budgets))
-                bar.add(1)
+                tables.append(judge(case, sae, about, self._budgets, bar.add))
         return pl.concat(tables)
 
 

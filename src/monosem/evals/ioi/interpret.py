@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from monosem.evals.ioi.prompts import ORDERS
+from monosem.metrics import resamples
 from monosem.types import UserError
 
 FEATURES = 4096  # at once: bounds the memory that a table of F1 scores needs
@@ -85,6 +86,18 @@ def union_f1(active: Tensor, labels: Tensor, order: Tensor) -> Tensor:
         fires |= active[:, number.clamp(min=0)] & (number >= 0)
         curves.append(2.0 * (fires & labels).sum(0) / (fires.sum(0) + labels.sum(0)).clamp(min=1))
     return torch.stack(curves, 1)
+
+
+def union_f1_interval(active: Tensor, label: Tensor, draws: int) -> tuple[Tensor, Tensor]:
+    """Return the central 95 % of the F1 of the union of the first 1, 2, ... k features, prompts resampled, [k] each.
+
+    active: bool [N, k]. label: bool [N].
+    """
+    fires = (active.cumsum(1) > 0).double()
+    weights = torch.from_numpy(resamples(len(fires), draws)).to(fires)
+    both, either = weights @ (fires * label[:, None]), weights @ fires + (weights @ label.double())[:, None]
+    low, high = (2 * both / either.clamp(min=1)).quantile(torch.tensor([0.025, 0.975]).to(fires), dim=0)
+    return low, high
 
 
 def best_union(active: Tensor, labels: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ Makelov et al. 2024 (arXiv 2405.08366), section 3.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -28,6 +28,9 @@ ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SHOWN = 24  # prompts whose texts are kept
 LONGEST = 64  # features of a union that are drawn
 CHUNK = 1024  # prompts whose codes are dense at once
+SCORE = {"score": "value", "low": "low", "high": "high", "n": "n"}  # columns of an estimate
+DRAWS = 200  # of test prompts, for the F1 of a union
+APPROXIMATIONS = ("reconstruction", "remainder", "interpretable", "uninterpretable")
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +136,15 @@ def supervised_rows(case: Case) -> pl.DataFrame:
     return pl.concat(tables)
 
 
-def judge(case: Case, sae: Sae, about: Mapping[str, Any], budgets: list[int]) -> pl.DataFrame:
-    """Return the rows of an SAE at a place. about: kind, name, variant.
+def answers(budgets: list[int]) -> int:
+    """Return how often `judge` asks the model about each prompt."""
+    return len(APPROXIMATIONS) + len(ATTRIBUTES) * sum(2 if k > 1 else 1 for k in budgets)
+
+
+def judge(
+    case: Case, sae: Sae, about: Mapping[str, Any], budgets: list[int], progress: Progress = lambda _n: None
+) -> pl.DataFrame:
+    """Return the rows of an SAE at a place. about: kind, name, variant. progress: called with answers that are there.
 
     Raises UserError for an SAE whose normaliser depends on each token, as its codes alone can't be decoded.
     """
@@ -146,12 +156,13 @@ def judge(case: Case, sae: Sae, about: Mapping[str, Any], budgets: list[int]) ->
     train, test = case.train_says, case.says
     f1s = {name: interpret.judge(active, holds, z > 0, test[name][1]) for name, (_, holds) in train.items()}
     told = torch.stack([interpret.f1_scores(active, train[a][1]).amax(0) for a in ATTRIBUTES]).amax(0) >= BIG
-    new: dict[Any, Tensor] = {
-        "reconstruction": rebuilt,
-        "remainder": case.mean + case.test - rebuilt,
-        "interpretable": rebuilt - (z * ~told) @ D,
-        "uninterpretable": case.test - (z * told) @ D,
-    }
+    approximations = (
+        rebuilt,
+        case.mean + case.test - rebuilt,
+        rebuilt - (z * ~told) @ D,
+        case.test - (z * told) @ D,
+    )
+    new: dict[Any, Tensor] = dict(zip(APPROXIMATIONS, approximations, strict=True))
     share = control.weights(z, D)
     gone: dict[Any, np.ndarray] = {}
     for column, attribute in enumerate(ATTRIBUTES):
@@ -164,9 +175,8 @@ def judge(case: Case, sae: Sae, about: Mapping[str, Any], budgets: list[int]) ->
         for (method, k), edit in edits.items():
             new[attribute, method, k] = case.test + edit.delta
             gone[attribute, method, k] = control.removed(share, edit.chosen).numpy()
-    answers = said(case.task, case.place, new)
     tables = []
-    for key, one in answers.items():
+    for key, one in said(case.task, case.place, new, progress).items():
         if isinstance(key, str):
             tables.append(_approximation(case, about, key, one))
         else:
@@ -215,14 +225,21 @@ def _occlusion(case: Case, sae: Sae, about: Mapping[str, Any]) -> pl.DataFrame:
     found = phenomena.unmasked(
         sae.encode, case.train, case.train_labels, codes, ALPHAS, names, torch.arange(n) < 3 * n // 4
     )
-    rows = [(attribute, alpha, share) for alpha, shares in found.items() for attribute, share in shares.items()]
-    attributes, alphas, shares = zip(*rows, strict=True)
-    more = {**about, "criterion": "occlusion", "n": n - 3 * n // 4}
-    curve = as_table({**more, "attribute": list(attributes), "x": list(alphas), "score": list(shares)})
+    rows = [(name, alpha, asdict(share)) for alpha, shares in found.items() for name, share in shares.items()]
+    attributes, alphas, shares = (list(column) for column in zip(*rows, strict=True))
+    more = {**about, "criterion": "occlusion"}
+    scores = {to: [share[key] for share in shares] for to, key in SCORE.items()}
+    curve = as_table({**more, "attribute": attributes, "x": alphas, **scores})
     norms = {a: phenomena.norm(codes, ATTRIBUTES.index(a)) for a in names}
     read: dict[str, float] = dict(zip(ATTRIBUTES, decoded(codes, case.test, case.labels), strict=True))
-    hidden = phenomena.occlusion(found[ALPHAS[0]], norms, {a: read[a] for a in names})
-    verdict = {"method": "occluded", "attribute": list(hidden), "score": [float(o.occluded) for o in hidden.values()]}
+    shares = {name: share.value for name, share in found[ALPHAS[0]].items()}
+    hidden = phenomena.occlusion(shares, norms, {a: read[a] for a in names})
+    verdict = {
+        "method": "occluded",
+        "n": n,
+        "attribute": list(hidden),
+        "score": [float(o.occluded) for o in hidden.values()],
+    }
     return pl.concat([curve, as_table({**more, **verdict})])
 
 
@@ -231,10 +248,12 @@ def _splitting(case: Case, about: Mapping[str, Any], active: Tensor, z: Tensor) 
     meanings = torch.cat([train["S & Pos"][1], train["IO & Pos"][1]], dim=1)
     for number, value in enumerate(ORDERS):
         found = phenomena.splitting(active, train["Pos"][1][:, number], z, test["Pos"][1][:, number], meanings)
-        curve = found.union[:LONGEST].tolist()
         rows = {"criterion": "splitting", "attribute": "Pos", "value": value, "n": len(z)}
-        sizes = [float(i + 1) for i in range(len(curve))]
-        tables.append(as_table({**about, **rows, "method": "union", "x": sizes, "score": curve}))
+        splinters = found.splinters[:LONGEST]
+        low, high = interpret.union_f1_interval(z[:, splinters], test["Pos"][1][:, number], DRAWS)
+        curve = {"score": found.union[:LONGEST].tolist(), "low": low.tolist(), "high": high.tolist()}
+        sizes = [float(i + 1) for i in range(len(splinters))]
+        tables.append(as_table({**about, **rows, "method": "union", "x": sizes, **curve}))
         facts = {"single": found.single, "splinters": float(found.held), "split": float(found.split)}
         tables.append(as_table({**about, **rows, "method": list(facts), "score": list(facts.values())}))
     return pl.concat(tables)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from monosem.evals.ioi.interpret import best_union, f1_scores, judge, ranked, union_f1
 from monosem.evals.ioi.supervised import Supervised
-from monosem.types import UserError
+from monosem.metrics import wilson
+from monosem.types import Estimate, UserError
 
 RECOVERED = 0.5  # F1 from which on a feature stands for a value
 DECODABLE = 0.5
@@ -70,8 +71,8 @@ class Splitting:
         return self.held >= SPLINTERS and together > GOOD > self.single
 
 
-def share(f1: Tensor) -> float:
-    """Return the part of an attribute's values that a feature recovers: F1 of at least .5.
+def share(f1: Tensor) -> Estimate:
+    """Return the part of an attribute's values that a feature recovers, F1 of at least .5; Wilson's interval over them.
 
     f1: of each value's best feature, [V]; NaN, as where `interpret.judge` can't tell, is left out. Raises UserError
     when nothing else is there.
@@ -79,7 +80,9 @@ def share(f1: Tensor) -> float:
     known = f1[~f1.isnan()]
     if not len(known):
         raise UserError("f1: no value of the attribute is in both the train and the test prompts: draw more prompts")
-    return float((known >= RECOVERED).double().mean())
+    count, n = int((known >= RECOVERED).sum()), len(known)
+    low, high = wilson(count, n)
+    return Estimate(count / n, float(low), float(high), n)
 
 
 def norm(dictionary: Supervised, attribute: int) -> float:
@@ -112,7 +115,7 @@ def unmasked(
     predicates: Mapping[str, tuple[list[str], Tensor]],
     train: Tensor,
     attribute: int = 1,
-) -> dict[float, dict[str, float]]:
+) -> dict[float, dict[str, Estimate]]:
     """Return by alpha and predicate the share of values recovered once alpha times an attribute's codes is taken away.
 
     If the attribute occludes another, the other's share rises as its own falls. encode: [N, d] -> codes [N, F], active
@@ -121,7 +124,7 @@ def unmasked(
     Raises UserError as `share` and `interpret.judge` do. Source: the paper's check on queries of L10H0.
     """
     codes = dictionary.of(attribute)[labels[:, attribute]]
-    found: dict[float, dict[str, float]] = {}
+    found: dict[float, dict[str, Estimate]] = {}
     for alpha in alphas:
         active = encode(a - alpha * codes) > 0
         found[alpha] = {
