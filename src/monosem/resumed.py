@@ -1,8 +1,8 @@
-"""Forward passes that go on behind stored keys and values of a prefix, with the model's own code."""
+"""Forward passes that go on behind stored keys and values of a prefix, or from a site on, with the model's own code."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from monosem.model import Model
+from monosem.model import Edit, Model, Prefix, Site
 
 
 class SharedLayer(DynamicLayer):
@@ -64,3 +64,44 @@ def going_on(model: Model, past: Cache, **more: Any) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+class Suffix:
+    """Forward passes of some prompts from one position and one site on; what lies before is run once for all edits.
+
+    tokens: of the prompts from that position on, int64 [rows, length].
+    """
+
+    def __init__(self, model: Model, tokens: Tensor, site: Site, start: int):
+        """Run what no edit changes. tokens: whole prompts [rows, length]; start: the first position that is edited."""
+        self.model, self.start, self.tokens = model, start, tokens[:, start:]
+        prefix = model.prefix(tokens, site)
+        self.resume, self.in_tuples = site.resume, prefix.in_tuples
+        self.hidden = None if prefix.hidden is None else prefix.hidden[:, start:]
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        if self.resume < len(model.blocks):
+            record, before = recording(), tokens[:, :start]
+            hidden = None if prefix.hidden is None else prefix.hidden[:, :start]
+            done = Prefix(before, hidden, prefix.activations[:, :start], self.resume, self.in_tuples)
+            with going_on(model, record):
+                model.run(before, None, None, done, rows=torch.zeros_like(before, dtype=torch.bool))
+            layers: list[Any] = record.layers[self.resume :]
+            self.keys, self.values = [layer.keys for layer in layers], [layer.values for layer in layers]
+
+    def logits(self, edits: Sequence[tuple[Site, Edit]], copies: int) -> Tensor:
+        """Return the logits at the last position, [copies, rows, V].
+
+        edits: see all copies of all rows, [copies * rows, length, d]; sites at or behind the one that was given.
+        """
+        tokens, prefix = self.tokens.repeat(copies, 1), None
+        if self.hidden is not None:
+            hidden = self.hidden.repeat(copies, 1, 1)
+            prefix = Prefix(tokens, hidden, hidden, self.resume, self.in_tuples)
+        kept = [[one.repeat(copies, 1, 1, 1) for one in kind] for kind in (self.keys, self.values)]
+        last = torch.zeros(tokens.shape, dtype=torch.bool, device=self.model.device)
+        last[:, -1] = True
+        past = shared(len(self.model.blocks), self.start, *kept, device=self.model.device)
+        with going_on(self.model, past):
+            logits = self.model.run(tokens, prefix=prefix, rows=last, more=edits)
+        return logits.unflatten(0, (copies, len(self.tokens)))

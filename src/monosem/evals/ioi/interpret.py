@@ -94,6 +94,8 @@ def union_f1_interval(active: Tensor, label: Tensor, draws: int) -> tuple[Tensor
     active: bool [N, k]. label: bool [N].
     """
     fires = (active.cumsum(1) > 0).double()
+    if not fires.numel():
+        return torch.zeros(0), torch.zeros(0)
     weights = torch.from_numpy(resamples(len(fires), draws)).to(fires)
     both, either = weights @ (fires * label[:, None]), weights @ fires + (weights @ label.double())[:, None]
     low, high = (2 * both / either.clamp(min=1)).quantile(torch.tensor([0.025, 0.975]).to(fires), dim=0)

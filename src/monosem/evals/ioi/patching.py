@@ -16,8 +16,8 @@ from torch import Tensor
 
 from monosem.evals.ioi.circuit import Node, Place
 from monosem.evals.ioi.prompts import Prompts, Tokens, name_tokens, tokenized
-from monosem.model import Edit, Model, Prefix, Site
-from monosem.resumed import going_on, recording, shared
+from monosem.model import Edit, Model, Site
+from monosem.resumed import Suffix
 
 BATCH = 64  # prompts whose prefix is run at once
 TOKENS = 512  # of replacements that run together: one alone would only wait for the weights
@@ -89,7 +89,7 @@ def said(task: Task, place: Place, new: Mapping[Any, Tensor], progress: Progress
             at = group.at[begin : begin + BATCH]
             run = _Suffix(task.model, place, torch.from_numpy(group.tokens[begin : begin + BATCH]), group.where)
             rows, keys = torch.from_numpy(at), list(new)
-            together = max(1, TOKENS // run.end.numel())
+            together = max(1, TOKENS // run.run.tokens.numel())
             for first in range(0, len(keys), together):
                 some = keys[first : first + together]
                 for key, logits in zip(some, run.logits([new[key][rows] for key in some]), strict=True):
@@ -129,44 +129,17 @@ class _Suffix:
 
     def __init__(self, model: Model, place: Place, tokens: Tensor, where: Mapping[str, int]):
         """Run what no replacement changes."""
-        self.model, self.place, self.tokens = model, place, tokens
-        self.start = min(where[node.position] for node in place.nodes)
-        self.where = {node.position: where[node.position] - self.start for node in place.nodes}
+        start = min(where[node.position] for node in place.nodes)
         first = min((node.site for node in place.nodes), key=lambda site: site.resume)
-        prefix = model.prefix(tokens, first)
-        resume, blocks = first.resume, len(model.blocks)
-        keys: list[Tensor] = []
-        values: list[Tensor] = []
-        if resume < blocks:
-            record, before = recording(), tokens[:, : self.start]
-            hidden = None if prefix.hidden is None else prefix.hidden[:, : self.start]
-            done = Prefix(before, hidden, prefix.activations[:, : self.start], resume, prefix.in_tuples)
-            with going_on(model, record):
-                model.run(before, None, None, done, rows=torch.zeros_like(before, dtype=torch.bool))
-            layers: list[Any] = record.layers[resume:]
-            keys, values = [layer.keys for layer in layers], [layer.values for layer in layers]
-        self.rest, self.in_tuples, self.resume = tokens[:, self.start :], prefix.in_tuples, resume
-        self.hidden = None if prefix.hidden is None else prefix.hidden[:, self.start :]
-        self.keys, self.values = keys, values
-        self.end = torch.zeros(self.rest.shape, dtype=torch.bool, device=model.device)
-        self.end[:, -1] = True
+        self.place, self.where = place, {node.position: where[node.position] - start for node in place.nodes}
+        self.run = Suffix(model, tokens, first, start)
 
     def logits(self, values: list[Tensor]) -> Tensor:
         """Return the logits at END, [m, rows, V], with the place's activations replaced by each of m [rows, d]."""
-        m, model = len(values), self.model
         edits: dict[Site, list[tuple[Node, Tensor]]] = {}
         for node, columns in zip(self.place.nodes, self.place.slices, strict=True):
             edits.setdefault(node.site, []).append((node, torch.cat(values)[:, columns]))
-        tokens = self.rest.repeat(m, 1)
-        prefix = None
-        if self.hidden is not None:
-            hidden = self.hidden.repeat(m, 1, 1)
-            prefix = Prefix(tokens, hidden, hidden, self.resume, self.in_tuples)
-        kept = [[one.repeat(m, 1, 1, 1) for one in kind] for kind in (self.keys, self.values)]
-        with going_on(model, shared(len(model.blocks), self.start, *kept, device=model.device)):
-            sites = [(site, self._edit(parts)) for site, parts in edits.items()]
-            logits = model.run(tokens, prefix=prefix, rows=self.end.repeat(m, 1), more=sites)
-        return logits.unflatten(0, (m, len(self.rest)))
+        return self.run.logits([(site, self._edit(parts)) for site, parts in edits.items()], len(values))
 
     def _edit(self, parts: list[tuple[Node, Tensor]]) -> Edit:
         def edit(activations: Tensor) -> Tensor:
