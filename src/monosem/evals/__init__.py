@@ -12,6 +12,7 @@ import math
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from monosem.progress import Ticker
 from monosem.schema import Chart, Series
+from monosem.store import value_hash, write_atomic
 from monosem.types import Estimate, UserError
 
 if TYPE_CHECKING:
@@ -111,6 +113,29 @@ class Evaluation:
     def estimate(self, inputs: Inputs) -> list[str]:
         """Return what judging the runs would cost, a line each; nothing is spent. Raises UserError where it is free."""
         raise UserError(f"--dry-run: evaluation {type(self).__name__.lower()} costs no tokens; run it without")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A table on disk with what it depends on (JSON values)."""
+
+    path: Path
+    depends: Any
+
+    @cached_property
+    def stored(self) -> pl.DataFrame | None:
+        """The table if it is there and was made from the same things."""
+        if self.path.exists() and pl.read_parquet_metadata(self.path).get("depends") == value_hash(self.depends):
+            return pl.read_parquet(self.path)
+        return None
+
+    def get(self, made: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+        """Return the table; made and written if it isn't there."""
+        if self.stored is not None:
+            return self.stored
+        rows, metadata = made(), {"depends": value_hash(self.depends)}
+        write_atomic(self.path, lambda to: rows.write_parquet(to, metadata=metadata))
+        return rows
 
 
 def evaluation_names() -> list[str]:

@@ -6,17 +6,14 @@ One row a prompt and intervention, or a score. See docs/ioi.md.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any
 
 import polars as pl
 import torch
 from pydantic import Field
 
-from monosem.evals import Evaluation, Inputs, Judged, Result, RunInfo
+from monosem.evals import Evaluation, Inputs, Judged, Kept, Result, RunInfo
 from monosem.evals.ioi.charts import ioi_charts
 from monosem.evals.ioi.circuit import Place, gpt2_small, heads, is_gpt2_small, residual
 from monosem.evals.ioi.control import greedy as edit
@@ -35,7 +32,7 @@ from monosem.metrics import wilson
 from monosem.model import Model
 from monosem.normaliser import PER_TOKEN
 from monosem.schema import Chart
-from monosem.store import read_json, value_hash, write_atomic
+from monosem.store import read_json, value_hash
 from monosem.sums import read_heldout, read_sums
 from monosem.types import Estimate, UserError
 
@@ -159,7 +156,7 @@ class Ioi(Evaluation):
             return pl.concat(tables)
 
         depends = ["map", model.identity, MAPPED, self.seed, words.names, inputs.bootstrap]
-        return _Kept(inputs.folder / "ioi" / "map.parquet", depends).get(made)
+        return Kept(inputs.folder / "ioi" / "map.parquet", depends).get(made)
 
     def _places(self, inputs: Inputs, model: Model, mapped: pl.DataFrame) -> list[Place]:
         if self.places:
@@ -178,7 +175,7 @@ class Ioi(Evaluation):
         there = {place.name for place in own}
         return [*own, *(p for p in found if p.name not in there), heads(model, "heads@END", "z", chosen, "END")]
 
-    def _kept_baselines(self, inputs: Inputs, model: Model, words: Words, place: Place) -> _Kept:
+    def _kept_baselines(self, inputs: Inputs, model: Model, words: Words, place: Place) -> Kept:
         """Return where the rows of a place are kept that no run's SAE is needed for."""
         depends = {
             "version": self.version,
@@ -188,7 +185,7 @@ class Ioi(Evaluation):
             **{name: getattr(self, name) for name in ("train", "prompts", "task_features", "task_steps", "seed")},
             "budgets": self._budgets,
         }
-        return _Kept(inputs.folder / "ioi" / f"{value_hash(place.name)[:12]}.parquet", depends)
+        return Kept(inputs.folder / "ioi" / f"{value_hash(place.name)[:12]}.parquet", depends)
 
     def _baselines(self, inputs: Inputs, case: Case, depends: dict[str, Any]) -> pl.DataFrame:
         """Return these rows. depends: what they depend on."""
@@ -201,29 +198,6 @@ class Ioi(Evaluation):
                 about = {"kind": "task", "name": sae.facts["name"], "variant": sae.variant_name}
                 tables.append(judge(case, sae, about, self._budgets, bar.add))
         return pl.concat(tables)
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """A table on disk with what it depends on (JSON values)."""
-
-    path: Path
-    depends: Any
-
-    @cached_property
-    def stored(self) -> pl.DataFrame | None:
-        """The table if it is there and was made from the same things."""
-        if self.path.exists() and pl.read_parquet_metadata(self.path).get("depends") == value_hash(self.depends):
-            return pl.read_parquet(self.path)
-        return None
-
-    def get(self, made: Callable[[], pl.DataFrame]) -> pl.DataFrame:
-        """Return the table; made and written if it isn't there."""
-        if self.stored is not None:
-            return self.stored
-        rows, metadata = made(), {"depends": value_hash(self.depends)}
-        write_atomic(self.path, lambda to: rows.write_parquet(to, metadata=metadata))
-        return rows
 
 
 def _named(model: Model, name: str) -> Place:
