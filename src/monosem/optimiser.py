@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from monosem.autoencoder import Weights, tangential, unit_rows
 from monosem.kernels import memory
@@ -60,6 +61,7 @@ class ReferenceAdam:
                 w.grad *= factor
         self.adam.param_groups[0]["lr"] = rate
         self.adam.step()
+        increment_version(self.weights.values())  # a fused step doesn't, and what is cached of a weight goes by it
         self.adam.zero_grad(set_to_none=True)
         if self.unit:
             self.weights["W_dec"].copy_(unit_rows(self.weights["W_dec"]))

@@ -321,6 +321,21 @@ def trainer_of(name: str, hyper: dict, x: Tensor, d_sae: int = 300) -> Trainer:
     return trainer
 
 
+def test_the_largest_products_follow_a_fused_optimiser(first_look: str) -> None:
+    """A fused step of torch's doesn't count as a write to the weight, by which a screen is known to be outdated."""
+    x = torch.randn((200, 40), generator=torch.Generator().manual_seed(5))
+    variant = make_variant("topk", {"k": 2})
+    weights = {name: w.requires_grad_() for name, w in variant.init(40, 300, torch.Generator().manual_seed(0)).items()}
+    optimiser = ReferenceAdam(weights, (0.9, 0.999), 1e-8, unit=True)
+    for index in range(20):
+        optimiser.backward(variant.loss(weights, x, Step(index, 20)).total)
+        optimiser.step(0.01, 1.0)
+    found = variant.encode(weights, x).dense()
+    h = (x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]
+    best = h.topk(2)
+    assert_close(found, torch.zeros_like(h).scatter(1, best.indices, best.values.relu()))
+
+
 @pytest.mark.parametrize(("name", "hyper"), VARIANTS)
 def test_ten_steps_are_those_of_the_reference(
     name: str, hyper: dict, first_look: str, monkeypatch: pytest.MonkeyPatch

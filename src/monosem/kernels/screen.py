@@ -86,8 +86,8 @@ _screens = WeakIdKeyDictionary()
 def screen_of(W: Tensor, x: Tensor) -> Screen:
     """Return the screen of W [d_in, d_sae], made anew when W was written to by torch.
 
-    x [n, d_in]: a batch, whose outlier dimensions the screen is fitted to. Who changes W in another way calls
-    `Screen.refresh`.
+    x [n, d_in]: a batch, whose outlier dimensions the screen is fitted to. Who changes W in a way that torch doesn't
+    count calls `Screen.refresh`, or `torch.autograd.graph.increment_version`, as after torch's fused optimisers.
     """
     screen = known_screen(W)
     if screen is None:
