@@ -33,6 +33,7 @@ class Series:
     x_high: list[float] | None = None
     join: list[str] | None = None  # one key a point: the line runs through the means of equal keys (seeds of a run)
     labels: list[str] | None = None  # one word a point, written beside it
+    path: bool = False  # points of a `points` chart are joined in the order given
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Chart:
     cells: list[list[Any]] = field(default_factory=list)
     first_screen: bool = False
     section: str = ""  # report section heading, e.g. "Density"
+    square: bool = False  # one unit is as long on both axes: a circle looks round
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON form stored in results/<eval>.charts.json."""

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,36 @@ def test_figures_skip_missing_points_and_label_log_axes_with_round_numbers() -> 
     assert drawn["layout"]["xaxis"]["range"] == pytest.approx([53.4, 120.15])
     wide = Chart("c", "C", "steps", Axis("x", log=True), Axis("y"), [Series("s", [1e-6, 1e-1], [1, 2], "topk")])
     assert figure(wide, styles_for(["topk"]))["layout"]["xaxis"]["exponentformat"] == "power"
+
+
+def test_a_square_chart_has_equal_axes_words_outside_and_paths_in_the_order_given() -> None:
+    series = Series("s", [1, -1, 0, 1], [0, 0, 1, 0], "topk", labels=["a", "b", "c", ""], path=True)
+    square = Chart("c", "C", "points", Axis("x"), Axis("y"), [series], square=True)
+    drawn = figure(square, styles_for(["topk"]))
+    (trace,) = drawn["traces"]
+    assert (trace["x"], trace["y"], trace["text"]) == ([1, -1, 0, 1], [0, 0, 1, 0], ["a", "b", "c", ""])
+    assert trace["mode"] == "lines+markers+text"
+    assert trace["textposition"] == ["middle right", "middle left", "middle left", "middle right"]
+    assert drawn["layout"]["yaxis"]["scaleanchor"] == "x"
+    assert parse_chart(json.loads(json.dumps(square.as_dict()))) == replace(square, section="Other")
+    plain = replace(square, square=False, series=[replace(series, path=False)])
+    (trace,) = figure(plain, styles_for(["topk"]))["traces"]
+    assert (trace["mode"], trace["text"]) == ("markers+text", ["b", "c", "a", ""])
+    assert trace["textposition"][0] == "top right"
+    assert "scaleanchor" not in figure(plain, styles_for(["topk"]))["layout"]["yaxis"]
+
+
+def test_groups_that_share_a_look_differ_in_shade_and_dash() -> None:
+    names = list("abcdefghijkl")  # twice as many as the palette has
+    drawn = figure(
+        Chart("c", "C", "line", series=[Series(name, [1], [2]) for name in names]), styles := styles_for(names)
+    )
+    looks = {(styles[entry["group"]].light, entry["shade"], entry["dash"]) for entry in drawn["series"]}
+    assert len(looks) == 12
+    alone = figure(
+        Chart("c", "C", "line", series=[Series("a", [1], [2]), Series("topk", [1], [2])]), styles_for(["a", "topk"])
+    )
+    assert [entry["shade"] for entry in alone["series"]] == [0, 0]
 
 
 def test_long_lines_show_their_interval_as_a_band() -> None:

@@ -38,11 +38,12 @@ class Place:
 def figure(chart: Chart, styles: dict[str, Style]) -> dict[str, Any]:
     """Return {"id", "series", "traces", "layout"}; every trace carries `meta` for the script to colour it."""
     groups = [group_of(series) for series in chart.series]
+    looks = [styles[group].light for group in groups]  # groups share one when the palette is used up
     traces: list[dict[str, Any]] = []
     legend = []
     for index, series in enumerate(chart.series):
         group = groups[index]
-        place = Place(groups[:index].count(group), groups.count(group))
+        place = Place(looks[:index].count(looks[index]), looks.count(looks[index]))
         for trace in _traces(chart, series, styles[group], place):
             trace["meta"] = {"group": group, "shade": place.shade, "series": index, **trace.get("meta", {})}
             traces.append(trace)
@@ -60,7 +61,7 @@ def _traces(chart: Chart, series: Series, style: Style, place: Place) -> list[di
     if chart.kind == "bars":
         bars = {"type": "bar", "x": series.x, "y": [finite(y) for y in series.y], **_hover(chart, series)}
         return [{**bars, **_error_bars(series, list(range(len(series.x))))}]
-    order = _drawable(chart, series)
+    order = list(range(len(series.x))) if series.path else _drawable(chart, series)
     points = {
         "type": "scatter",
         "x": [series.x[i] for i in order],
@@ -78,18 +79,23 @@ def _traces(chart: Chart, series: Series, style: Style, place: Place) -> list[di
         **_error_bars(series, order),
     }
     if chart.kind == "points":
-        return [points | _labels(chart, series, order, points) if series.labels else points]
+        labelled = points | _labels(chart, series, order, points) if series.labels else points
+        return [{**labelled, "mode": f"lines+{labelled['mode']}", "line": line} if series.path else labelled]
     if series.join is None or any(isinstance(x, str) for x in series.x):
         return [{**points, "mode": "lines+markers", "line": line}]
     return [_line_of_means(chart, series, order, line), points]
 
 
 def _labels(chart: Chart, series: Series, order: list[int], points: dict[str, Any]) -> dict[str, Any]:
-    """Return what writes a word beside each point, towards the middle; the hover texts make room for them."""
+    """Return what writes a word beside each point; the hover texts make room for them.
+
+    Words stand towards the middle; outside in a square chart, whose shape they would hide, and which has room there.
+    """
     words = [_escape((series.labels or [])[i]) for i in order]
     every = [x for one in chart.series for x in one.x]
     middle = (min(every) + max(every)) / 2
-    sides = ["top left" if series.x[i] > middle else "top right" for i in order]
+    right, left = ("middle right", "middle left") if chart.square else ("top left", "top right")
+    sides = [right if series.x[i] > middle else left for i in order]
     hover = {"hovertext": points["text"], "hovertemplate": "%{hovertext}<extra></extra>"} if "text" in points else {}
     return {"mode": "markers+text", "text": words, "textposition": sides, "cliponaxis": False} | hover
 
@@ -206,6 +212,8 @@ def _layout(chart: Chart) -> dict[str, Any]:
         "barmode": "group",
         "shapes": [],
     }
+    if chart.square:
+        layout["yaxis"]["scaleanchor"] = "x"
     for axis, name in ((chart.x, "x"), (chart.y, "y")):
         if finite(axis.reference) is not None:
             other = "y" if name == "x" else "x"

@@ -33,6 +33,8 @@ SECTIONS = (
     "Probes",
     "Ablation effects",
     "RAVEL",
+    "IOI",
+    "Multi-dimensional features",
     "Training",
 )
 NO_BASELINE = "No headline comparison: this study has no baseline run to compare the variants with."

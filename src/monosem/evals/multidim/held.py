@@ -5,19 +5,38 @@ The question is Engels et al.'s (2024, arXiv 2405.14860); they answer it by look
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor
 
+from monosem.evals.multidim.circle import order
+from monosem.evals.multidim.table import as_table
 from monosem.metrics import intervals, resamples
 from monosem.sae import Sae
-from monosem.types import Estimate
+from monosem.types import Estimate, UserError
 
 ENOUGH = 0.9  # of what all features hold: when no more features are needed
-MOST = 64  # features that are looked for
+MOST = 512  # features that are looked for
+
+
+HELD = ("together", "whole", "needed", "circle_rank", "circle_error")
+
+
+@dataclass(frozen=True, eq=False)
+class Words:
+    """A cycle at a site. x: activations at its words, [n, d]; word: the number of each, int64 [n], of m; plane: of the
+    circle on which the words lie, orthonormal rows [2, d]; error: of that circle, in words.
+    """
+
+    x: Tensor
+    word: Tensor
+    m: int
+    plane: Tensor
+    error: Estimate
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +48,11 @@ class Parts:
     target: Tensor
     of: Tensor
 
-    def share(self, features: Sequence[int] | None = None) -> float:
+    def share(self, features: Iterable[int] | None = None) -> float:
         """Return the part of the variance in the plane that features reproduce, at most 1; None: all features."""
         return float(self._shares(features, np.ones((1, len(self.target))))[0])
 
-    def estimate(self, features: Sequence[int] | None = None, draws: int = 1000) -> Estimate:
+    def estimate(self, features: Iterable[int] | None = None, draws: int = 1000) -> Estimate:
         """Return the share with its interval over words."""
         m = len(self.target)
         values = self._shares(features, np.vstack([np.ones((1, m)), resamples(m, draws)]))
@@ -41,7 +60,7 @@ class Parts:
         assert found is not None
         return found
 
-    def _shares(self, features: Sequence[int] | None, weights: np.ndarray) -> np.ndarray:
+    def _shares(self, features: Iterable[int] | None, weights: np.ndarray) -> np.ndarray:
         made = (
             self.of.sum(0) if features is None else self.of[torch.as_tensor(list(features), dtype=torch.int64)].sum(0)
         )
@@ -63,6 +82,60 @@ class Parts:
         return chosen
 
 
+def held(
+    sae: Sae, words: Words, clusters: Sequence[np.ndarray], ranks: Mapping[tuple[int, ...], int], draws: int, seed: int
+) -> tuple[dict[str, Estimate | None], dict[str, str], pl.DataFrame]:
+    """Return how an SAE holds a circle: scalars, reasons of those that are None, rows.
+
+    clusters: of features; ranks: by a cluster's features, of those that are judged. Whole: all features; the cluster and
+    the feature that hold most; needed: the fewest that hold 90 % of what all do, chosen greedily.
+    """
+    found, z = parts(sae, words.x.to(sae.weights["W_dec"]), words.word, words.m, words.plane)
+    whole, alive = found.estimate(None, draws), torch.nonzero(found.of.square().sum((1, 2)) > 0)[:, 0].tolist()
+    chosen: dict[str, list[int]] = {"whole": alive}
+    some = set(alive)
+    shares = [(found.share(own), own.tolist()) for own in clusters if some.intersection(own.tolist())]
+    best = max(shares, default=(0.0, []))
+    if best[0] > 0:
+        chosen["best cluster"] = best[1]
+    if alive:
+        chosen["best feature"] = [max(alive, key=lambda feature: found.share([feature]))]
+    needed = found.needed(ENOUGH * whole.value) if whole.value > 0 else []
+    enough = bool(needed) and found.share(needed) >= ENOUGH * whole.value
+    if enough:
+        chosen["needed"] = needed
+    D, tables = sae.normaliser.undo(sae.weights["W_dec"]), []
+    for method, features in chosen.items():
+        share = found.estimate(features, draws)
+        row = {"method": method, "score": share.value, "low": share.low, "high": share.high, "n": words.m}
+        if method == "needed":
+            row["x"] = float(pieces(features, clusters))
+        elif len(features) > 1:
+            row["x"] = _error(z[:, features] @ D[features], words, seed)
+        row["cluster"] = ranks.get(tuple(features)) if method == "best cluster" else None
+        tables.append(as_table({"kind": "held", **row, "features": None if method == "whole" else [features]}))
+    rank = ranks.get(tuple(best[1]))
+    scalars = {
+        "whole": whole,
+        "together": found.estimate(best[1], draws) if best[0] > 0 else Estimate.exact(0, words.m),
+        "needed": Estimate.exact(len(needed), words.m) if enough else None,
+        "circle_rank": Estimate.exact(rank, len(ranks)) if rank and best[0] > 0 else None,
+    }
+    reasons = {
+        "needed": f"{MOST} features don't reach {ENOUGH:.0%} of what all hold" if needed else "nothing is held",
+        "circle_rank": "its cluster fires too rarely" if best[0] > 0 else "no cluster holds any of the circle",
+    }
+    return scalars, {k: why for k, why in reasons.items() if scalars[k] is None}, pl.concat(tables)
+
+
+def _error(x: Tensor, words: Words, seed: int) -> float | None:
+    """Return the angular error of reading the words' order off x, in words; None where x has no plane."""
+    try:
+        return order(x, words.word, words.m, draws=1, seed=seed).error.value
+    except UserError:
+        return None
+
+
 def parts(sae: Sae, x: Tensor, word: Tensor, m: int, plane: Tensor) -> tuple[Parts, Tensor]:
     """Return what each feature adds in a plane, and the codes [n, F].
 
@@ -75,7 +148,7 @@ def parts(sae: Sae, x: Tensor, word: Tensor, m: int, plane: Tensor) -> tuple[Par
     return Parts(target, codes.T[:, :, None] * (D @ plane.T)[:, None, :]), z
 
 
-def pieces(features: Sequence[int], clusters: Sequence[np.ndarray]) -> int:
+def pieces(features: Iterable[int], clusters: Sequence[np.ndarray]) -> int:
     """Return in how many clusters features lie; one that is in none counts as a piece of its own."""
     home = {int(feature): number for number, own in enumerate(clusters) for feature in own}
     return len({home.get(feature, -1 - feature) for feature in features})

@@ -12,6 +12,7 @@ from typing import Any
 
 from monosem.types import UserError
 
+SOLVES = 0.5  # share of prompts: below, a task says nothing about how the model does it (ours)
 NUMBERS = ("One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 MONTHS = (
