@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ import pytest
 from monosem.evals import Judged, Result, RunInfo
 from monosem.evals.multidim.charts import best_planes, multidim_charts
 from monosem.evals.multidim.discovery import BITS, MIXTURE
-from monosem.evals.multidim.lines import held_as, share, share_of_rows
+from monosem.evals.multidim.lines import held_as, share_of_rows
 from monosem.evals.multidim.table import as_table
 from monosem.evals.multidim.tasks import CYCLES, DAYS, MONTHS
 from monosem.report import render
@@ -84,6 +82,10 @@ def patches(template: str, values: dict[str, float], cycle: str = "weekdays") ->
         told = {"kind": "patch", "cycle": cycle, "template": template, "layer": LAYERS, "method": method, "x": 0.5}
         bars = {"low": down(scores, 0.05), "high": down(scores, -0.05)}
         parts.append(as_table({**told, "score": scores, **bars, "n": 42}))
+        here = {**told, "kind": "effect", "layer": SITE, "x": None, "n": 42}
+        effect = (0.9 - value) / (0.9 - values["whole"]) if values["whole"] < 0.9 else 0.0
+        p = 0.01 if values["circle"] < value - 0.1 else 0.2
+        parts.append(as_table({**here, "score": effect, "low": effect - 0.05, "high": effect + 0.05, "p": p}))
     return pl.concat(parts)
 
 
@@ -204,16 +206,6 @@ def table(chart: Chart) -> list[dict[str, Any]]:
 def test_a_verdict_is_sure_when_intervals_leave_no_other(whole: Any, best: Any, verdict: str, sure: bool) -> None:
     part = None if best is None else Estimate(*best, n=7)
     assert held_as(Estimate(*whole, n=7), part) == (verdict, sure)
-
-
-def test_the_share_of_an_effect_has_the_widest_interval() -> None:
-    found = share(Estimate(1.0, 0.9, 1.1, 42), Estimate(0.0, -0.1, 0.2, 42), Estimate(-1.0, -1.2, -0.8, 42))
-    assert found is not None
-    assert found.value == 0.5
-    assert found.low == pytest.approx((0.9 - 0.2) / (0.9 + 1.2))
-    assert found.high == pytest.approx((1.1 + 0.1) / (1.1 + 0.8))
-    assert found.n == 42
-    assert share(Estimate(1.0, 0.9, 1.1, 42), found, Estimate(0.8, 0.7, 0.9, 42)) is None
 
 
 def test_answers_of_one_base_word_are_drawn_together() -> None:
@@ -372,13 +364,13 @@ def test_patching_says_what_the_circle_carries(charts: dict[str, Chart]) -> None
     ("changed", "told"),
     [
         ({"mean": -0.7}, "it is not decided if the model uses the circle"),
-        ({"random_in_span": -0.61}, "it is not decided if the model uses the circle"),  # intervals overlap by .01
-        ({"random_in_span": -0.59}, "the model uses the circle"),
+        ({"random_in_span": -0.61}, "it is not decided if the model uses the circle"),
+        ({"random_in_span": -0.5}, "the model uses the circle"),
         ({"circle": 0.85}, "patching the circle has no effect that can be told"),
         ({"whole": 0.85}, "at layer 10 not even the whole activation has an effect that can be told"),
     ],
 )
-def test_use_is_claimed_only_where_intervals_are_apart(changed: dict[str, float], told: str) -> None:
+def test_use_is_claimed_only_where_draws_of_words_say_so(changed: dict[str, float], told: str) -> None:
     charts = multidim_charts([judged_run("topk", 40, 0.9, 0.8, patched=PATCHED | changed)])
     assert charts[1].title.startswith(f"Weekdays: {told}")
 
@@ -427,11 +419,6 @@ def test_nothing_without_runs_and_empty_charts_are_left_out() -> None:
         assert multidim_charts([Judged(one.info, Result({}, rows))])[0].id == "multidim"
     fewer = Judged(one.info, Result({}, one.result.rows.filter(kind="held")))
     assert any(chart.id == "multidim-patch-weekdays" for chart in multidim_charts([fewer, one]))
-
-
-def test_importing_it_loads_no_torch() -> None:
-    code = "import sys, monosem.evals.multidim.charts; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.browser

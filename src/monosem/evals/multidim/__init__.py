@@ -14,7 +14,6 @@ import numpy as np
 import polars as pl
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from monosem.evals import Evaluation, Inputs, Judged, Kept, Result, RunInfo
 from monosem.evals.multidim.asking import Asked, activations, ask

@@ -154,7 +154,8 @@ class _Fold:
 def _read(folds: list[_Fold], called: np.ndarray, m: int) -> tuple[Tensor, Tensor]:
     """Return (what is read off each word [m, 2], errors in words [m]) when word w is called `called[w]`."""
     names = torch.as_tensor(called)
-    place = torch.stack([fold.own @ (fold.inverse @ turned(names[fold.words], m, 1)) for fold in folds])
+    # No intercept: the mean of the other words' targets points away from the word left out, which would be no chance.
+    place = torch.stack([fold.own @ (fold.inverse @ turned(names[fold.words], m)) for fold in folds])
     turn = torch.atan2(place[:, 1], place[:, 0]) / (2 * math.pi) * m - names
     return place, (turn - m * torch.round(turn / m)).abs()
 

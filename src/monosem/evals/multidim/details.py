@@ -11,6 +11,7 @@ from monosem.evals.multidim.lines import (
     CONTROLS,
     METHODS,
     SECTION,
+    SIDE,
     SWAPS,
     below_chance,
     counted,
@@ -20,7 +21,6 @@ from monosem.evals.multidim.lines import (
     leading,
     line,
     of_model,
-    share,
     share_of_rows,
     template_of,
 )
@@ -130,13 +130,14 @@ def patch(judged: list[Judged], cycle: str) -> Chart:
     if every.height:
         template = template_of(judged, every)
         rows = every.filter(pl.col("template") == template)
-        title = _used(cycle, rows.filter(pl.col("layer") == layer_of(judged, rows)))
+        effects = of_model(judged, "effect").filter(cycle=cycle)
+        title = _used(cycle, rows.filter(pl.col("layer") == layer_of(judged, rows)), effects)
         for method in [name for name in METHODS if name in rows["method"]]:
             own = rows.filter(pl.col("method") == method).sort("layer")
             hover = [f"new answer likeliest for {x:.2f} of {n:,} pairs" for x, n in own["x", "n"].rows()]
             series.append(line(METHODS[method], method, own, hover=hover))
         for (name,), own in every.filter(pl.col("template") != template).group_by("template", maintain_order=True):
-            others.append(f'"{name}": {_used(cycle, own.filter(pl.col("layer") == layer_of(judged, own)))}.')
+            others.append(f'"{name}": {_used(cycle, own.filter(pl.col("layer") == layer_of(judged, own)), effects)}.')
     return Chart(
         f"multidim-patch-{cycle}",
         title,
@@ -149,32 +150,34 @@ def patch(judged: list[Judged], cycle: str) -> Chart:
         "words, everything else at the mean of all words. Rest kept: what the activation has in the circle's plane is "
         "exchanged for the new word's; 5 components, all but the plane and random planes (of all directions, or among "
         "the words' differences) likewise. Whole activation: all is exchanged. At its mean: the word is taken away. "
-        "Title: share of the whole activation's effect, with the least and most that the intervals allow. The model "
-        "uses the circle where it lowers the difference more than mean and random planes, intervals apart. Bars: 95 % "
-        f"intervals over pairs. {' '.join(['Other templates:', *others]) if others else ''}",
+        "Title: share of the whole activation's effect. The model uses the circle where it lowers the difference more "
+        f"than the mean and than random planes do, in at least {1 - SIDE:.1%} of the draws of words. Bars: 95 % "
+        f"intervals over words. {' '.join(['Other templates:', *others]) if others else ''}",
         section=SECTION,
     )
 
 
-def _used(cycle: str, rows: pl.DataFrame) -> str:
-    """Return in words what the rows of one template and layer say about the circle."""
+def _used(cycle: str, rows: pl.DataFrame, effects: pl.DataFrame) -> str:
+    """Return in words what the rows of one template and layer say about the circle. effects: of the whole one's."""
     by = {row["method"]: estimate(row) for row in rows.iter_rows(named=True)}
     at, name = f"layer {rows['layer'][0]}", cycle.capitalize()
-    if not {"unpatched", "circle", "whole"} <= set(by):
+    here = known(effects.filter(template=rows["template"][0], layer=rows["layer"][0]))
+    part = {row["method"]: estimate(row) for row in here.iter_rows(named=True)}
+    if not {"unpatched", "circle", "whole"} <= set(by) or "circle" not in part:
         return f"{name}: patched at {at}"
-    none, patched, whole = by["unpatched"], by["circle"], by["whole"]
-    if (part := share(none, patched, whole)) is None:
+    if by["whole"].high >= by["unpatched"].low:
         return f"{name}: at {at} not even the whole activation has an effect that can be told"
-    controls = [by[method] for method in CONTROLS if method in by]
-    told = f"at {at} it has {interval(part, '.2f')} of the whole activation's effect"
-    if "mean" in by:
-        told += f", the mean {interval(share(none, by['mean'], whole), '.2f')}"
-    if swaps := [by[method] for method in SWAPS if method in by]:
-        strongest = share(none, min(swaps, key=lambda one: one.value), whole)
+    told = f"at {at} it has {interval(part['circle'], '.2f')} of the whole activation's effect"
+    if "mean" in part:
+        told += f", the mean {interval(part['mean'], '.2f')}"
+    if swaps := [part[method] for method in SWAPS if method in part]:
+        strongest = max(swaps, key=lambda one: one.value)
         told += f", a random plane {'at most ' if len(swaps) > 1 else ''}{interval(strongest, '.2f')}"
-    if patched.high >= none.low:
+    p = dict(here.select("method", "p").iter_rows())
+    above = [p[method] for method in CONTROLS if method in p]
+    if p["unpatched"] >= SIDE:
         verdict = "patching the circle has no effect that can be told"
-    elif controls and patched.high < min(one.low for one in controls):
+    elif above and max(above) < SIDE:
         verdict = "the model uses the circle"
     else:
         verdict = "it is not decided if the model uses the circle"

@@ -87,8 +87,8 @@ def held(
 ) -> tuple[dict[str, Estimate | None], dict[str, str], pl.DataFrame]:
     """Return how an SAE holds a circle: scalars, reasons of those that are None, rows.
 
-    clusters: of features; ranks: by a cluster's features, of those that are judged. Whole: all features; the cluster and
-    the feature that hold most; needed: the fewest that hold 90 % of what all do, chosen greedily.
+    clusters: of features; ranks: by a cluster's features, of those that are judged. Whole: all features; the cluster
+    and the feature that hold most; needed: the fewest that hold 90 % of what all do, chosen greedily.
     """
     found, z = parts(sae, words.x.to(sae.weights["W_dec"]), words.word, words.m, words.plane)
     whole, alive = found.estimate(None, draws), torch.nonzero(found.of.square().sum((1, 2)) > 0)[:, 0].tolist()

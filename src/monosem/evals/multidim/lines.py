@@ -20,6 +20,7 @@ from monosem.types import Estimate
 
 SECTION = "Multi-dimensional features"
 WHOLE, BEST = 0.5, 0.5  # the least that is not lost; the least of it in one cluster that is not split (ours)
+SIDE = 0.025  # share of draws on the other side, at most, of what is said to lie below
 SURE = 0.05  # p below which an error is below chance
 SWAPS = ("random_plane", "random_in_span")
 CONTROLS = ("mean", *SWAPS)  # what a circle has to beat
@@ -77,20 +78,6 @@ def held_as(whole: Estimate, best: Estimate | None) -> tuple[str, bool]:
     others = {of(*pair) for pair in product((whole.low, whole.high), (part.low, part.high))}
     verdict = of(whole.value, part.value)
     return verdict, others == {verdict}
-
-
-def share(unpatched: Estimate, patched: Estimate, whole: Estimate) -> Estimate | None:
-    """Return which part of the effect of patching the whole activation a patch has, on a logit difference.
-
-    (unpatched - patched) / (unpatched - whole), with the least and the largest value that the three intervals allow,
-    which is more than 95 %. None where the whole activation has no effect that can be told.
-    """
-    if whole.high >= unpatched.low:
-        return None
-    ends = product(*((one.low, one.high) for one in (unpatched, patched, whole)))
-    values = [(u - p) / (u - w) for u, p, w in ends]
-    point = (unpatched.value - patched.value) / (unpatched.value - whole.value)
-    return Estimate(point, min(values), max(values), patched.n)
 
 
 def share_of_rows(rows: pl.DataFrame) -> Estimate:

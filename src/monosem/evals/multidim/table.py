@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 COLUMNS: dict[str, Any] = {
-    "kind": pl.String,  # plane, point, held; accuracy, probe, word, patch, sweep, parts, regression
+    "kind": pl.String,  # plane, point, held; accuracy, probe, word, patch, effect, sweep, parts, regression
     "cycle": pl.String,  # weekdays, months
     "template": pl.String,
     "method": pl.String,

@@ -108,24 +108,34 @@ def _patches(asked: Asked, site: Site, x: Tensor, circle: Circle, layer: int, se
     word = (torch.arange(m)[:, None] + torch.arange(1, m)) % m  # the other words of each, [m, m - 1]
     flat = word.flatten()
     move = Move(x.repeat_interleave(m - 1, 0), x[flat], flat, circle, x, seed)
-    tables = []
     old, new = asked.gamma[:, None], (word + asked.beta[:, None]) % m
+    signals, tables = {}, []
     for method, edit in EDITS.items():
         edited = edit(move).unflatten(0, (m, m - 1))
         logits = patched(asked, site, edited[:, :1] if method in ONE_WORD else edited, progress=bar.add)
         logits = logits.expand(m, m - 1, m)
         signal = logits.gather(2, old[:, :, None].expand(m, m - 1, 1)) - logits.gather(2, new[:, :, None])
+        signals[method] = signal[:, :, 0]
         hit = float((logits.argmax(2) == new).double().mean())
-        score = _over_words(signal[:, :, 0], torch.ones(m, m - 1))
         about = {**_about(asked, "patch"), "layer": layer, "method": method, "x": hit}
-        tables.append(as_table({**about, **_score(score), "n": m * (m - 1)}))
+        tables.append(as_table({**about, **_score(_over_words(signals[method], torch.ones(m, m - 1)))}))
+    none, whole, circled = (signals[name] for name in ("unpatched", "whole", "circle"))
+    for method, signal in signals.items():
+        weights = _weights(m)
+        p = float((weights[1:] @ (circled - signal).double().sum(1).numpy() >= 0).mean())
+        about = {**_about(asked, "effect"), "layer": layer, "method": method, "p": p}
+        tables.append(as_table({**about, **_score(_over_words(none - signal, none - whole))}))
     return pl.concat(tables)
+
+
+def _weights(m: int) -> np.ndarray:
+    """Return how often each word counts: once, then as drawn with replacement, [1 + DRAWS, m]."""
+    return np.vstack([np.ones((1, m)), resamples(m, DRAWS)])
 
 
 def _over_words(above: Tensor, below: Tensor) -> Estimate | None:
     """Return the sum of one over the sum of the other [m, c], words resampled."""
-    m = len(above)
-    weights = np.vstack([np.ones((1, m)), resamples(m, DRAWS)])
+    weights = _weights(len(above))
     values = (weights @ above.double().sum(1).numpy()) / (weights @ below.double().sum(1).numpy())
     return intervals({"": values[:1]}, {"": values[1:]}, above.numel())[""]
 

@@ -1,0 +1,96 @@
+"""A model whose circles are known, trained here in some 20 seconds: are they found, and are they what it uses?"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from monosem.evals.multidim.circle import fit_circle, frequencies
+from monosem.evals.multidim.clusters import cluster_decoder
+from monosem.evals.multidim.regression import circle, explain
+
+from .modular import Adder, trained
+
+pytestmark = pytest.mark.slow
+P = 31
+WORDS = torch.arange(P)
+
+
+@pytest.fixture(scope="module")
+def adder() -> Adder:
+    found = trained(P, steps=1400, seed=3)
+    assert found.right == 1.0
+    return found.model.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def planes(adder: Adder) -> list[Tensor]:
+    """The planes of the frequencies of a's embedding, the strongest first."""
+    E = adder.embed[:P]
+    strongest = frequencies(E).argsort(descending=True) + 1
+    return [fit_circle(E, WORDS, P, P - 1, int(f)).plane.float() for f in strongest]
+
+
+def moved(adder: Adder, basis: Tensor | None, by: int = 7, radius: float = 1.0) -> float:
+    """Return how often the answer is that of a + by once a's part in a subspace is that of a + by, times radius."""
+    E = adder.embed[:P]
+    a, b = (t.flatten() for t in torch.meshgrid(WORDS, WORDS, indexing="ij"))
+    new, mean = (a + by) % P, E.mean(0)
+    P_ = torch.eye(E.shape[1]) if basis is None else basis.T @ basis
+    said = adder(a, b, lambda x: x + (mean + radius * (E[new] - mean) - x) @ P_).argmax(1)
+    return float((said == (new + b) % P).double().mean())
+
+
+def spanned(planes: list[Tensor]) -> Tensor:
+    return torch.linalg.qr(torch.cat(planes).T).Q.T
+
+
+def test_few_frequencies_make_up_the_embedding(adder: Adder) -> None:
+    shares = frequencies(adder.embed[:P]).sort(descending=True).values
+    assert shares[:3].sum() > 0.8
+    assert shares[3] < 0.05
+
+
+def test_two_planes_change_the_answer_as_predicted_and_one_or_a_random_one_does_not(
+    adder: Adder, planes: list[Tensor]
+) -> None:
+    assert moved(adder, None) == 1.0
+    assert moved(adder, spanned(planes[:2])) >= 0.98
+    assert moved(adder, planes[0]) < 0.7
+    random = torch.linalg.qr(torch.randn(64, 2, generator=torch.Generator().manual_seed(0))).Q.T
+    assert moved(adder, random) < 0.15
+    nowhere = moved(adder, spanned(planes[8:10]))
+    assert nowhere < 0.15
+
+
+def test_the_angle_counts_and_not_the_radius(adder: Adder, planes: list[Tensor]) -> None:
+    both = spanned(planes[:2])
+    assert moved(adder, both, radius=0.7) >= 0.95
+    assert moved(adder, both, radius=1.5) >= 0.95
+    assert moved(adder, both, radius=0.0) < 0.15  # no angle left
+    a, b = (t.flatten() for t in torch.meshgrid(WORDS, WORDS, indexing="ij"))
+    E = adder.embed[:P]
+    said = adder(a, b, lambda x: x + (E[(a + 3) % P] - x) @ both.T @ both).argmax(1)
+    assert float((said == (a + 7 + b) % P).double().mean()) < 0.02  # right radius, another angle
+
+
+def test_circles_of_the_key_frequencies_explain_the_embedding(adder: Adder) -> None:
+    E = adder.embed[:P]
+    strongest = (frequencies(E).argsort(descending=True) + 1).tolist()
+    steps = explain(E, {str(f): circle(WORDS, P, f) for f in strongest[:4]})
+    assert steps[-1].r2 > 0.85
+    assert steps[-1].r2_held > 0.7
+    (other,) = explain(E, {"other": circle(WORDS, P, strongest[-1])})
+    assert other.r2_held < 0.05
+
+
+def test_clustered_directions_of_the_key_planes_are_these_planes(planes: list[Tensor]) -> None:
+    turn = circle(torch.arange(24), 24).float()
+    rows = torch.cat([turn @ plane for plane in planes[:2]])
+    rows += 0.02 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
+    clusters = cluster_decoder(rows)
+    assert [cluster.tolist() for cluster in clusters] == [list(range(24)), list(range(24, 48))]
+    for cluster, plane in zip(clusters, planes, strict=False):
+        _, _, V = torch.linalg.svd(rows[cluster], full_matrices=False)
+        assert torch.linalg.svdvals(V[:2] @ plane.T).min() > 0.99
