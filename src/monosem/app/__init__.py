@@ -11,7 +11,7 @@ from pathlib import Path
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from monosem.app.features import error_handlers, feature_routes
+from monosem.app.features import error_handlers, feature_routes, plane_routes
 from monosem.app.rating import rating_routes
 from monosem.app.search import Search, search_routes
 from monosem.app.security import Guard
@@ -27,6 +27,7 @@ def make_app(folder: Path, *, search: Search | None = None, host: str = "127.0.0
     study = Study(Path(folder))
     routes = [
         *feature_routes(study),
+        *plane_routes(study),
         *search_routes(study, search),
         Mount("/rate", routes=rating_routes(Path(folder))),
     ]

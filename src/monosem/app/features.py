@@ -14,6 +14,7 @@ from starlette.staticfiles import StaticFiles
 
 from monosem.app.feature import feature_view, neighbours, words_of
 from monosem.app.links import Links
+from monosem.app.planes import best_planes, cluster_of, cluster_values, clusters_values, counted
 from monosem.app.rendering import palette_css, render, report_css
 from monosem.app.security import REPORT_POLICY
 from monosem.app.study import Run, Study
@@ -28,7 +29,7 @@ def feature_routes(study: Study) -> list[BaseRoute]:
     """Return the routes of all pages but search and rating."""
 
     def home(_request: Request) -> Response:
-        return HTMLResponse(render("home.html.j2", study, Links()))
+        return HTMLResponse(render("home.html.j2", study, Links(), clusters=counted(study)))
 
     def run(request: Request) -> Response:
         one = run_of(study, request)
@@ -64,6 +65,22 @@ def feature_routes(study: Study) -> list[BaseRoute]:
         Route("/assets/palette.css", lambda _request: Response(palette_css(), media_type="text/css")),
         Mount("/assets", StaticFiles(directory=ASSETS)),
     ]
+
+
+def plane_routes(study: Study) -> list[BaseRoute]:
+    """Return the routes of a run's multi-dimensional features."""
+
+    def clusters(request: Request) -> Response:
+        one = run_of(study, request)
+        values = clusters_values(study, one, request.query_params)
+        return page(request, "planes.html.j2", "clusters.html.j2", study, one, values)
+
+    def cluster(request: Request) -> Response:
+        one = run_of(study, request)
+        values = cluster_values(study, one, request.path_params["cluster"], request.query_params)
+        return page(request, "cluster.html.j2", "points.html.j2", study, one, values)
+
+    return [Route("/run/{run}/planes", clusters), Route("/run/{run}/planes/{cluster:number}", cluster)]
 
 
 def error_handlers(study: Study) -> dict[Any, Callable[[Request, Exception], Response]]:
@@ -124,7 +141,8 @@ def page(request: Request, whole: str, fragment: str, study: Study, run: Run, va
 
 def run_values(study: Study, run: Run, request: Request) -> dict[str, Any]:
     """Return what the page of a run shows."""
-    return table_values(study, run, features_table(study, run), _query(study, run, request))
+    values = table_values(study, run, features_table(study, run), _query(study, run, request))
+    return {**values, "clusters": best_planes(study, run.name) is not None}
 
 
 def table_values(study: Study, run: Run, table: Table, query: Query, rows: int = PAGE_ROWS) -> dict[str, Any]:
@@ -157,8 +175,16 @@ def table_values(study: Study, run: Run, table: Table, query: Query, rows: int =
 def feature_values(study: Study, run: Run, number: int, query: Query) -> dict[str, Any]:
     """Return what the page of a feature shows, and the features before and after it in the table's order."""
     before, after, place, count = features_table(study, run).around(query, number)
-    view = feature_view(study, run, number)
-    return {"run": run, "view": view, "before": before, "after": after, "place": place, "count": count, "near": None}
+    return {
+        "run": run,
+        "view": feature_view(study, run, number),
+        "cluster": cluster_of(study, run.name, number),
+        "before": before,
+        "after": after,
+        "place": place,
+        "count": count,
+        "near": None,
+    }
 
 
 def document_values(study: Study, run: Run, feature: int, doc: int, pos: str) -> dict[str, Any]:

@@ -95,3 +95,11 @@ document.addEventListener("htmx:afterSwap", (event) => {
   const here = event.target instanceof Element ? event.target.querySelector(".document .here") : null;
   if (here) here.scrollIntoView({ block: "nearest" });
 });
+
+// Points of a plane were drawn anew: the keyboard stays among them, and the context comes into view.
+document.addEventListener("htmx:afterSwap", (event) => {
+  if (!(event.target instanceof Element) || event.target.id !== "points") return;
+  const current = event.target.querySelector("a[aria-current]");
+  if (document.activeElement === document.body) current.focus({ preventScroll: true });
+  event.target.querySelector(".context").scrollIntoView({ block: "nearest" });
+});
