@@ -136,7 +136,8 @@ def _weights(m: int) -> np.ndarray:
 def _over_words(above: Tensor, below: Tensor) -> Estimate | None:
     """Return the sum of one over the sum of the other [m, c], words resampled."""
     weights = _weights(len(above))
-    values = (weights @ above.double().sum(1).numpy()) / (weights @ below.double().sum(1).numpy())
+    with np.errstate(divide="ignore", invalid="ignore"):  # behind the last block a word has no effect at all
+        values = (weights @ above.double().sum(1).numpy()) / (weights @ below.double().sum(1).numpy())
     return intervals({"": values[:1]}, {"": values[1:]}, above.numel())[""]
 
 
