@@ -7,6 +7,7 @@ every ratio can be recomputed on resampled documents. Names and definitions: `sc
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,14 @@ def resamples(groups: int, draws: int, seed: int = 0) -> Array:
     return rng.multinomial(groups, np.full(groups, 1 / groups), size=draws).astype(np.float64)
 
 
+@lru_cache(maxsize=8)
+def once_and_resampled(groups: int, draws: int) -> Array:
+    """Return how often each group counts, [1 + draws, groups]: once each in the first row, then as it is drawn."""
+    found = np.vstack([np.ones((1, groups)), resamples(groups, draws)])
+    found.flags.writeable = False
+    return found
+
+
 def reconstruction(data: DataSums, sae: SaeSums, weights: Array | None = None) -> dict[str, Array]:
     """Return the reconstruction metrics of each resample (rows of `weights [b, g]`; None: the tokens as they are).
 
@@ -132,6 +141,11 @@ def intervals(point: dict[str, Array], draws: dict[str, Array], n: int) -> dict[
         low, high = np.quantile(finite, [0.025, 0.975])
         out[name] = Estimate(float(value[0]), float(low), float(high), n)
     return out
+
+
+def estimated(values: Array, n: int) -> Estimate | None:
+    """Return an estimate from a value and, behind it, its resampled values, as of `once_and_resampled`."""
+    return intervals({"": values[:1]}, {"": values[1:]}, n)[""]
 
 
 def wilson(count: Any, n: int, z: float = 1.959964) -> tuple[Array, Array]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from monosem.evals import Judged
-from monosem.metrics import Array, intervals, resamples
+from monosem.metrics import Array, estimated, once_and_resampled
 from monosem.types import Estimate
 
 SECTION = "IOI"
@@ -110,16 +109,10 @@ def _means(rows: pl.DataFrame, column: str, by: Sequence[str], draws: int) -> di
     size = shape[0] * shape[1]
     total = np.bincount(where, table[column].cast(pl.Float64).to_numpy(), size).reshape(shape)
     count = np.bincount(where, minlength=size).reshape(shape).astype(np.float64)
-    weights = weights_of(shape[0], draws)
+    weights = once_and_resampled(shape[0], draws)
     with np.errstate(invalid="ignore"):
         means = (weights @ total) / (weights @ count)
     return {row[1:]: means[:, row[0]] for row in cells.rows()}
-
-
-@lru_cache(maxsize=8)
-def weights_of(prompts: int, draws: int) -> Array:
-    """Return how often each prompt counts, [1 + draws, prompts]: once, then as it is drawn with replacement."""
-    return np.vstack([np.ones((1, prompts)), resamples(prompts, draws)])
 
 
 def _over_places(means: dict[tuple[Any, ...], Array]) -> Array:
@@ -130,7 +123,7 @@ def _over_places(means: dict[tuple[Any, ...], Array]) -> Array:
 
 
 def _estimate(values: Array, rows: pl.DataFrame) -> Estimate | None:
-    return intervals({"": values[:1]}, {"": values[1:]}, rows["prompt"].n_unique())[""]
+    return estimated(values, rows["prompt"].n_unique())
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from monosem.evals.ioi.circuit import Place, head_node, residual
-from monosem.evals.ioi.lines import weights_of
 from monosem.evals.ioi.patching import Task, activations, said, task_of, unedited
 from monosem.evals.ioi.prompts import ATTRIBUTES, POSITIONS, counterfactual
-from monosem.metrics import intervals
+from monosem.metrics import estimated, once_and_resampled
 from monosem.progress import Ticker
 from monosem.types import Estimate
 
@@ -71,8 +70,8 @@ def head_map(task: Task, draws: int, ticker: Ticker) -> list[dict[str, Any]]:
                 new[head] = z.clone()
                 new[head][:, own] = z[:, own].mean(0)
             for head, one in said(task, place, new).items():
-                fall = weights_of(len(clean), draws) @ (clean - one.ld) / len(clean)
-                found = intervals({"": fall[:1]}, {"": fall[1:]}, len(clean))[""]
+                fall = once_and_resampled(len(clean), draws) @ (clean - one.ld) / len(clean)
+                found = estimated(fall, len(clean))
                 rows.append({"value": f"L{layer}H{head}", "x": float(layer), **_score(found)})
             bar.add(1)
     return sorted(rows, key=lambda row: -row["score"])
@@ -103,9 +102,9 @@ def found_layers(layers: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def _share(fall: np.ndarray, clean: np.ndarray, draws: int) -> Estimate | None:
-    weights = weights_of(len(clean), draws)
+    weights = once_and_resampled(len(clean), draws)
     values = (weights @ fall) / (weights @ clean)
-    return intervals({"": values[:1]}, {"": values[1:]}, len(clean))[""]
+    return estimated(values, len(clean))
 
 
 def _score(e: Estimate | None) -> dict[str, Any]:

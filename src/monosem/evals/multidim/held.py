@@ -15,7 +15,7 @@ from torch import Tensor
 
 from monosem.evals.multidim.circle import order
 from monosem.evals.multidim.table import as_table
-from monosem.metrics import intervals, resamples
+from monosem.metrics import estimated, once_and_resampled
 from monosem.sae import Sae
 from monosem.types import Estimate, UserError
 
@@ -55,8 +55,7 @@ class Parts:
     def estimate(self, features: Iterable[int] | None = None, draws: int = 1000) -> Estimate:
         """Return the share with its interval over words."""
         m = len(self.target)
-        values = self._shares(features, np.vstack([np.ones((1, m)), resamples(m, draws)]))
-        found = intervals({"": values[:1]}, {"": values[1:]}, m)[""]
+        found = estimated(self._shares(features, once_and_resampled(m, draws)), m)
         assert found is not None
         return found
 

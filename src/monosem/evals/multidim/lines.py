@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from monosem.evals import Judged
 from monosem.evals.multidim.tasks import CYCLES
-from monosem.metrics import intervals, resamples
+from monosem.metrics import estimated, once_and_resampled
 from monosem.schema import Series
 from monosem.types import Estimate
 
@@ -84,9 +83,8 @@ def share_of_rows(rows: pl.DataFrame) -> Estimate:
     """Return the mean score; the interval comes from drawing labels (base words), which bring all their rows."""
     sums = rows.group_by("label", maintain_order=True).agg(total=pl.col("score").sum(), count=pl.len())
     total, count = sums["total"].to_numpy(), sums["count"].to_numpy()
-    weights = np.vstack([np.ones((1, len(count))), resamples(len(count), DRAWS)])
-    values = (weights @ total) / (weights @ count)
-    found = intervals({"": values[:1]}, {"": values[1:]}, rows.height)[""]
+    weights = once_and_resampled(len(count), DRAWS)
+    found = estimated((weights @ total) / (weights @ count), rows.height)
     assert found is not None
     return found
 

@@ -19,7 +19,7 @@ from monosem.evals.multidim.asking import Asked, activations, patched, unedited
 from monosem.evals.multidim.circle import EDITS, ONE_WORD, Circle, Move, fit_circle, order
 from monosem.evals.multidim.table import as_table
 from monosem.evals.multidim.tasks import SOLVES
-from monosem.metrics import intervals, resamples, wilson
+from monosem.metrics import estimated, once_and_resampled, wilson
 from monosem.model import Site
 from monosem.progress import Bar, Ticker
 from monosem.types import Estimate
@@ -121,24 +121,19 @@ def _patches(asked: Asked, site: Site, x: Tensor, circle: Circle, layer: int, se
         tables.append(as_table({**about, **_score(_over_words(signals[method], torch.ones(m, m - 1)))}))
     none, whole, circled = (signals[name] for name in ("unpatched", "whole", "circle"))
     for method, signal in signals.items():
-        weights = _weights(m)
+        weights = once_and_resampled(m, DRAWS)
         p = float((weights[1:] @ (circled - signal).double().sum(1).numpy() >= 0).mean())
         about = {**_about(asked, "effect"), "layer": layer, "method": method, "p": p}
         tables.append(as_table({**about, **_score(_over_words(none - signal, none - whole))}))
     return pl.concat(tables)
 
 
-def _weights(m: int) -> np.ndarray:
-    """Return how often each word counts: once, then as drawn with replacement, [1 + DRAWS, m]."""
-    return np.vstack([np.ones((1, m)), resamples(m, DRAWS)])
-
-
 def _over_words(above: Tensor, below: Tensor) -> Estimate | None:
     """Return the sum of one over the sum of the other [m, c], words resampled."""
-    weights = _weights(len(above))
+    weights = once_and_resampled(len(above), DRAWS)
     with np.errstate(divide="ignore", invalid="ignore"):  # behind the last block a word has no effect at all
         values = (weights @ above.double().sum(1).numpy()) / (weights @ below.double().sum(1).numpy())
-    return intervals({"": values[:1]}, {"": values[1:]}, above.numel())[""]
+    return estimated(values, above.numel())
 
 
 def _sweep(asked: Asked, site: Site, circle: Circle, layer: int, bar: Bar) -> pl.DataFrame:
