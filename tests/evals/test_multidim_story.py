@@ -135,7 +135,7 @@ def test_the_embedded_model_keeps_weekdays_on_a_circle_and_uses_it() -> None:
     assert right["sum"] < 0.3  # it can't add days: nothing is patched there
     assert rows.filter(kind="patch")["template"].n_unique() == 1
     probe = rows.filter(kind="probe").row(0, named=True)
-    assert probe["label"] == "7 of 7; left out: 7 of 7"
+    assert probe["label"] == "7 of 7 (7 when left out)"
     assert 0.15 < probe["score"] < 0.4
     assert 1.5 < probe["null"] < 2
     assert probe["p"] < 0.01

@@ -94,7 +94,7 @@ def _probe(asked: Asked, layer: int, x: Tensor, seed: int, shown: bool) -> pl.Da
     """Return the row of a probe; shown: with those of the words."""
     found, m = order(x, asked.alpha, asked.m, seed=seed), asked.m
     about = {**_about(asked, "probe"), "layer": layer, **_score(found.error), "null": found.null, "p": found.p}
-    label = f"{found.next_fitted} of {m}; left out: {found.next} of {m}"
+    label = f"{found.next_fitted} of {m} ({found.next} when left out)"
     tables = [as_table({**about, "x": found.r2, "y": found.r2_null, "label": label})]
     if shown:
         place = found.place.tolist()
