@@ -38,7 +38,7 @@ def ioi_charts(judged: list[Judged]) -> list[Chart]:
     one = judged[0]
     runs, every = run_lines(judged), carried(one)["place"].unique(maintain_order=True).to_list()
     shown = _representatives(judged, runs)
-    best = {place: task_lines(one, [place], by_variant=False) for place in every}
+    tasks = {place: task_lines(one, [place]) for place in every}
     overall = task_lines(one, every, by_variant=False)
     plain = [floor(one), *supervised_lines(one)]
     charts = [
@@ -48,7 +48,7 @@ def ioi_charts(judged: list[Judged]) -> list[Chart]:
         *(_budgets(one, shown, place, method) for place in every for method in CHOICES),
         f1_table([*shown, *task_lines(one, every)]),
         matrix(one, [*plain, *shown], overall),
-        *(chart([*shown, *best[place]], place) for chart in (occlusion, splitting) for place in every),
+        *(chart([*shown, *tasks[place]], place) for chart in (occlusion, splitting) for place in every),
         single([*plain, *shown, *overall]),
         accuracy(one),
     ]

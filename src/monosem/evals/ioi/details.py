@@ -186,7 +186,7 @@ def occlusion(lines: list[Line], place: str) -> Chart:
         "taken away, the best of these dictionaries. Occluded: an attribute of which less than half as many names have "
         "a feature as of the other, though its supervised codes, which are shorter, can be read off (nearest code "
         "right on at least half of the prompts). One run a variant, "
-        "at like L0, and the best task SAE. Bars: Wilson's 95 % intervals over names.",
+        "at like L0, and the best task SAE of each. Bars: Wilson's 95 % intervals over names.",
         section=SECTION,
     )
 
@@ -212,7 +212,7 @@ def splitting(lines: list[Line], place: str) -> Chart:
         note="Pos has two values, IO first and S first; one feature each would do. A splinter is right on at least "
         "90 % of the prompts where it fires, and fires on at most a fifth of those that it should, without "
         "standing for a name. Split: at least 10 splinters that together have an F1 above 0.8, which no feature "
-        "has alone. One run a variant, at like L0, and the best task SAE; without a line: no splinters. "
+        "has alone. One run a variant, at like L0, and the best task SAE of each; without a line: no splinters. "
         "Bars: 95 % intervals over prompts.",
         section=SECTION,
     )
