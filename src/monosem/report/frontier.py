@@ -29,7 +29,7 @@ def _against_l0(runs: list[dict[str, Any]], styles: dict[str, Style], metric: st
         chosen = [r for r in runs if r["variant"] == variant and _value(r, "l0") and _value(r, metric) is not None]
         if not chosen:
             continue
-        columns = {
+        columns: dict[str, Any] = {
             f"{axis}{suffix}": [_value(run, name, key) for run in chosen]
             for axis, name in (("x", "l0"), ("y", metric))
             for suffix, key in (("", "value"), ("_low", "low"), ("_high", "high"))
