@@ -308,6 +308,18 @@ def test_a_plane_with_many_groups_folds_the_rarest() -> None:
     assert len(chart.series[-1].x) == 3
 
 
+def test_the_best_clusters_stand_with_their_indices(charts: dict[str, Chart]) -> None:
+    chart = charts["multidim-keeping"]
+    assert chart.title == "Clusters that hold most of a circle: 0 of 8 are the most irreducible of their run"
+    week, month = table(chart)[:2]
+    assert (week["Run"], week["Circle"], week["Size"], week["Rank"]) == ("tanh-k40", "weekdays", 2, 5)
+    assert (week["Whole"]["value"], week["Best cluster"]["value"], week["Best feature"]) == (0.9, 0.7, None)
+    assert (week["Separability"], week["By chance"], week["Mixture"], week["Tokens"]) == (1.5, 0.25, 0.2, 900)
+    assert week["Fires on"] == "Monday, May, ␣"
+    assert (week["Error, best cluster"], week["Error, all features"]) == (0.3, 0.2)
+    assert (month["Rank"], month["Separability"], month["Fires on"]) == (None, None, None)
+
+
 def test_words_stand_on_their_circle_in_order(charts: dict[str, Chart]) -> None:
     chart = charts["multidim-circle-weekdays"]
     told = "7 of 7 weekdays in order at layer 10: error 0.25 [0.15, 0.35] steps, 1.70 by chance, p 0.001"

@@ -9,6 +9,7 @@ import polars as pl
 from monosem.evals import Judged, at_like_l0, cell, interval, short, without_empty
 from monosem.evals.multidim.details import circle, errors, parts, patch, probes, regression, sweep
 from monosem.evals.multidim.discovery import BITS, MIXTURE
+from monosem.evals.multidim.keeping import keeping
 from monosem.evals.multidim.lines import (
     SECTION,
     counted,
@@ -42,6 +43,7 @@ def multidim_charts(judged: list[Judged]) -> list[Chart]:
         _headline(judged, found),
         *(patch(judged, cycle) for cycle in found),
         _accuracy(judged, found),
+        keeping(judged, found),
         _top(some),
         *_gallery(some),
         *(circle(judged, cycle) for cycle in found),
