@@ -64,3 +64,11 @@ def trained(p: int = 31, steps: int = 1500, seed: int = 0) -> Trained:
             with torch.no_grad():
                 right = float((model(a[unseen], b[unseen]).argmax(1) == (a + b)[unseen] % p).double().mean())
     return Trained(model, right)
+
+
+def frequencies(means: Tensor) -> Tensor:
+    """Return the share of the variance of word means [m, d] at 1, 2, ... m // 2 turns, [m // 2]."""
+    spectrum = torch.fft.rfft(means.double() - means.double().mean(0), dim=0).abs().square().sum(1)[1:]
+    if len(means) % 2 == 0:
+        spectrum[-1] /= 2
+    return spectrum / spectrum.sum()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from monosem.evals.multidim.circle import EDITS, Circle, Move, fit_circle, frequencies, order
+from monosem.evals.multidim.circle import EDITS, Circle, Move, fit_circle, order
 from monosem.evals.multidim.regression import circle as turned
 from monosem.evals.multidim.regression import explain, named
 from monosem.types import UserError
@@ -129,16 +129,6 @@ def test_perfect_circles_have_no_error() -> None:
     assert found.error.value == pytest.approx(0, abs=1e-6)
     assert (found.next, found.next_fitted, found.r2) == (7, 7, pytest.approx(1))
     torch.testing.assert_close(found.place, 7 / 6 * turned(word, 7))  # the others' mean is 1/6 off, the other way
-
-
-def test_shares_of_frequencies() -> None:
-    word = torch.arange(31)
-    means = torch.cat([3 * turned(word, 31, 4), turned(word, 31, 9)], 1) + 5
-    shares = frequencies(means)
-    assert (len(shares), float(shares.sum())) == (15, pytest.approx(1))
-    assert (float(shares[3]), float(shares[8])) == (pytest.approx(0.9), pytest.approx(0.1))
-    alternating = frequencies(torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None])
-    assert alternating.tolist() == pytest.approx([0, 1])
 
 
 def test_what_is_no_circle_is_refused() -> None:

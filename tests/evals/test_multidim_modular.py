@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from monosem.evals.multidim.circle import fit_circle, frequencies
+from monosem.evals.multidim.circle import fit_circle
 from monosem.evals.multidim.clusters import cluster_decoder
 from monosem.evals.multidim.regression import circle, explain
 
-from .modular import Adder, trained
+from .modular import Adder, frequencies, trained
 
 pytestmark = pytest.mark.slow
 P = 31
@@ -44,6 +44,16 @@ def moved(adder: Adder, basis: Tensor | None, by: int = 7, radius: float = 1.0) 
 
 def spanned(planes: list[Tensor]) -> Tensor:
     return torch.linalg.qr(torch.cat(planes).T).Q.T
+
+
+def test_shares_of_frequencies() -> None:
+    word = torch.arange(31)
+    means = torch.cat([3 * circle(word, 31, 4), circle(word, 31, 9)], 1) + 5
+    shares = frequencies(means)
+    assert (len(shares), float(shares.sum())) == (15, pytest.approx(1))
+    assert (float(shares[3]), float(shares[8])) == (pytest.approx(0.9), pytest.approx(0.1))
+    alternating = frequencies(torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None])
+    assert alternating.tolist() == pytest.approx([0, 1])
 
 
 def test_few_frequencies_make_up_the_embedding(adder: Adder) -> None:

@@ -166,14 +166,6 @@ def _r2(x: Tensor, word: Tensor, m: int, k: int) -> float:
     return float(1 - (wanted - found).square().sum() / (wanted - wanted.mean(0)).square().sum())
 
 
-def frequencies(means: Tensor) -> Tensor:
-    """Return the share of the variance of word means [m, d] at 1, 2, ... m // 2 turns, [m // 2]."""
-    spectrum = torch.fft.rfft(means.double() - means.double().mean(0), dim=0).abs().square().sum(1)[1:]
-    if len(means) % 2 == 0:
-        spectrum[-1] /= 2
-    return spectrum / spectrum.sum()
-
-
 Edit = Callable[["Move"], Tensor]
 
 
