@@ -19,7 +19,7 @@ WORDS = torch.arange(P)
 
 @pytest.fixture(scope="module")
 def adder() -> Adder:
-    found = trained(P, steps=1400, seed=3)
+    found = trained(P, steps=1400, seed=7)
     assert found.right == 1.0
     return found.model.requires_grad_(False)
 
@@ -32,14 +32,19 @@ def planes(adder: Adder) -> list[Tensor]:
     return [fit_circle(E, WORDS, P, P - 1, int(f)).plane.float() for f in strongest]
 
 
-def moved(adder: Adder, basis: Tensor | None, by: int = 7, radius: float = 1.0) -> float:
-    """Return how often the answer is that of a + by once a's part in a subspace is that of a + by, times radius."""
+def moved(adder: Adder, basis: Tensor | None, radius: float = 1.0, angle: int = 0) -> float:
+    """Return how often the answer is that of another a, for all other ones and all b, once a's part in a subspace is
+    the other's (of the one `angle` further on), times radius.
+    """
     E = adder.embed[:P]
     a, b = (t.flatten() for t in torch.meshgrid(WORDS, WORDS, indexing="ij"))
-    new, mean = (a + by) % P, E.mean(0)
-    P_ = torch.eye(E.shape[1]) if basis is None else basis.T @ basis
-    said = adder(a, b, lambda x: x + (mean + radius * (E[new] - mean) - x) @ P_).argmax(1)
-    return float((said == (new + b) % P).double().mean())
+    mean, P_ = E.mean(0), torch.eye(E.shape[1]) if basis is None else basis.T @ basis
+    right = []
+    for by in range(1, P):
+        put = mean + radius * (E[(a + by + angle) % P] - mean)
+        said = adder(a, b, lambda x, put=put: x + (put - x) @ P_).argmax(1)
+        right.append(float((said == (a + by + b) % P).double().mean()))
+    return sum(right) / len(right)
 
 
 def spanned(planes: list[Tensor]) -> Tensor:
@@ -58,8 +63,8 @@ def test_shares_of_frequencies() -> None:
 
 def test_few_frequencies_make_up_the_embedding(adder: Adder) -> None:
     shares = frequencies(adder.embed[:P]).sort(descending=True).values
-    assert shares[:3].sum() > 0.8
-    assert shares[3] < 0.05
+    assert shares[:2].sum() > 0.8
+    assert shares[2] < 0.05
 
 
 def test_two_planes_change_the_answer_as_predicted_and_one_or_a_random_one_does_not(
@@ -67,22 +72,19 @@ def test_two_planes_change_the_answer_as_predicted_and_one_or_a_random_one_does_
 ) -> None:
     assert moved(adder, None) == 1.0
     assert moved(adder, spanned(planes[:2])) >= 0.98
-    assert moved(adder, planes[0]) < 0.7
+    assert moved(adder, planes[0]) == pytest.approx(0.21, abs=0.06)
+    assert moved(adder, planes[1]) < 0.35
     random = torch.linalg.qr(torch.randn(64, 2, generator=torch.Generator().manual_seed(0))).Q.T
-    assert moved(adder, random) < 0.15
-    nowhere = moved(adder, spanned(planes[8:10]))
-    assert nowhere < 0.15
+    assert moved(adder, random) < 0.1
+    assert moved(adder, spanned(planes[8:10])) < 0.1
 
 
 def test_the_angle_counts_and_not_the_radius(adder: Adder, planes: list[Tensor]) -> None:
     both = spanned(planes[:2])
     assert moved(adder, both, radius=0.7) >= 0.95
     assert moved(adder, both, radius=1.5) >= 0.95
-    assert moved(adder, both, radius=0.0) < 0.15  # no angle left
-    a, b = (t.flatten() for t in torch.meshgrid(WORDS, WORDS, indexing="ij"))
-    E = adder.embed[:P]
-    said = adder(a, b, lambda x: x + (E[(a + 3) % P] - x) @ both.T @ both).argmax(1)
-    assert float((said == (a + 7 + b) % P).double().mean()) < 0.02  # right radius, another angle
+    assert moved(adder, both, radius=0.0) < 0.1  # no angle left
+    assert moved(adder, both, angle=3) < 0.02  # right radius, another angle
 
 
 def test_circles_of_the_key_frequencies_explain_the_embedding(adder: Adder) -> None:
