@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import PCA
 from torch import Tensor
 
 from monosem.evals.multidim.circle import EDITS, Circle, Move, fit_circle, order
@@ -57,14 +59,18 @@ def published(circle: Circle, word: Tensor) -> Tensor:
     return circle.mean - circle.mean @ plane.T @ plane + circle.point(word)
 
 
-def test_the_mean_may_lie_in_the_plane() -> None:
-    x, word, _, _ = planted(7, inside=3.0, other=0.0)
-    circle = fit_circle(x, word, 7)
-    to = (word + 2) % 7
+@pytest.mark.parametrize(("m", "wrong"), [(7, 1.556), (12, 2.600)])
+def test_the_mean_may_lie_in_the_plane(m: int, wrong: float) -> None:
+    x, word, _, _ = planted(m, inside=3.0, other=0.0)
+    circle = fit_circle(x, word, m)
+    to = (word + 2) % m
     move = Move(x, x[to], to, circle, x)
     torch.testing.assert_close(EDITS["circle"](move), x[to])
-    assert off(circle.angle(EDITS["circle"](move)), to, 7) < 1e-9
-    assert off(circle.angle(published(circle, to)), to, 7) > 1  # the mean's part is gone: the circle lies elsewhere
+    assert off(circle.angle(EDITS["circle"](move)), to, m) < 1e-9
+    there = circle.angle(published(circle, to))
+    assert off(there, to, m) == pytest.approx(wrong, abs=0.001)
+    place = turned(to, m) - torch.tensor([3.0, 0.0])  # the mean's part is gone: the circle lies elsewhere
+    assert off(there, torch.atan2(place[:, 1], place[:, 0]) * m / (2 * math.pi), m) < 1e-9
     torch.testing.assert_close(EDITS["pca"](move), x[to])
 
 
@@ -94,16 +100,35 @@ def test_edits_change_what_they_say() -> None:
     torch.testing.assert_close(new["only_circle"] @ P, x @ P)
     torch.testing.assert_close(new["only_circle"] @ rest, (mean @ rest).expand(7, D))
     torch.testing.assert_close(new["mean"], mean.expand(7, D))
+    beyond = torch.linalg.svd(x - mean).Vh[6:]  # seven words span six directions around their mean
     for name in ("random_plane", "random_in_span"):
         assert torch.linalg.matrix_rank(new[name] - x) == 2
-    assert Move(x, x[to], to, circle, x, seed=1).swap(circle.W).equal(new["pca"])
+        assert not EDITS[name](Move(x, x[to], to, circle, x, seed=1)).allclose(new[name])
+        leaves = float(((new[name] - x) @ beyond.T).norm() / (new[name] - x).norm())
+        assert (leaves < 1e-9) == (name == "random_in_span")
+
+
+def test_a_word_left_out_is_seen_by_nothing_that_reads_it() -> None:
+    x, word, _, _ = planted(7, rows=2, noise=0.3)
+    found = order(x, word, 7, draws=1)
+    for w in range(7):
+        rest = word != w
+        pca = PCA(5).fit(x[rest].numpy())
+        P = np.linalg.lstsq(pca.transform(x[rest].numpy()), turned(word[rest], 7).numpy(), rcond=None)[0]
+        assert found.place[w].tolist() == pytest.approx((pca.transform(x[~rest].numpy()) @ P).mean(0).tolist())
+
+
+def test_words_called_otherwise_are_judged_by_what_they_are_called() -> None:
+    x, word, _, _ = planted(4, other=0.0)
+    found = order(x, word, 4, draws=300)
+    assert found.p == pytest.approx(8 / 24, abs=0.09)  # turns and mirrors of a square are as good as the square
 
 
 def test_words_left_out_tell_a_circle_from_chance() -> None:
     x, word, _, _ = planted(12, other=0.15, rows=2, noise=0.01)
     found = order(x, word, 12, draws=50)
     assert found.error.value < 0.8
-    assert found.error.low <= found.error.value <= found.error.high
+    assert found.error.low < found.error.value < found.error.high
     assert found.null == pytest.approx(3, abs=0.3)
     assert found.p == pytest.approx(1 / 51)
     assert found.next_fitted == 12
@@ -161,6 +186,14 @@ def test_regression_explains_all_once_the_answers_circle_is_there() -> None:
     radius = steps[0].residual.norm(dim=1)
     assert radius.std() < 1e-6 * radius.mean()
     assert math.isclose(float(radius.mean()), 2, rel_tol=1e-6)
+
+
+def test_where_zero_lies_does_not_matter() -> None:
+    g, word = torch.Generator().manual_seed(0), torch.arange(12).repeat(3)
+    x = torch.randn(36, 5, generator=g) + turned(word, 12) @ torch.randn(2, 5, generator=g).double()
+    here, there = (explain(x + shift, {"circle": turned(word, 12)})[0] for shift in (0, 50))
+    assert (there.r2, there.r2_held) == (pytest.approx(here.r2), pytest.approx(here.r2_held))
+    assert here.r2_held > 0.1
 
 
 def test_more_functions_fit_better_in_the_sample_only() -> None:
