@@ -6,7 +6,7 @@ every ratio can be recomputed on resampled documents. Names and definitions: `sc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -157,6 +157,12 @@ def wilson(count: Any, n: int, z: float = 1.959964) -> tuple[Array, Array]:
     return np.maximum(middle - half, 0.0), np.minimum(middle + half, 1.0)
 
 
+def proportion(count: int, n: int) -> Estimate:
+    """Return `count / n` with its Wilson interval; n > 0."""
+    low, high = wilson(count, n)
+    return Estimate(count / n, float(low), float(high), n)
+
+
 def features_above(count: NDArray[np.int64], n: int, threshold: float) -> Estimate:
     """Return how many features have density > threshold; the band counts those whose Wilson bounds lie above it."""
     low, high = wilson(count, n)
@@ -166,9 +172,7 @@ def features_above(count: NDArray[np.int64], n: int, threshold: float) -> Estima
 
 def dead_fraction(count: NDArray[np.int64], n: int) -> Estimate:
     """Return the share of features with no firing on these n tokens, with the Wilson interval over features."""
-    silent = int((count == 0).sum())
-    low, high = wilson(silent, len(count))
-    return Estimate(silent / len(count), float(low), float(high), n)
+    return replace(proportion(int((count == 0).sum()), len(count)), n=n)
 
 
 def mean_activations(sae: SaeSums) -> Array:

@@ -194,6 +194,11 @@ def cell(e: Estimate | None) -> dict[str, Any] | None:
     return None if e is None else e.as_dict()
 
 
+def scored(e: Estimate) -> dict[str, Any]:
+    """Return an estimate as the columns of a row: score, low, high, n."""
+    return {"score": e.value, "low": e.low, "high": e.high, "n": e.n}
+
+
 def fair_sample(rows: pl.DataFrame, by: list[str], order: list[str], size: int, seed: int) -> pl.DataFrame:
     """Return up to `size` rows of each group `by`, in the order of the rows.
 

@@ -12,7 +12,7 @@ import polars as pl
 from monosem.bootstrap import Cell, bca
 from monosem.evals.autointerp.controls import CONTROLS
 from monosem.evals.autointerp.scores import SCORED_GROUPS
-from monosem.metrics import Array, wilson
+from monosem.metrics import Array, proportion
 from monosem.types import Estimate
 
 SCORES = ("pearson", "spearman", *SCORED_GROUPS)
@@ -66,10 +66,7 @@ def mean_of(values: Array, draws: int, seed: int = 0) -> Estimate | None:
 
 def share_of(holds: Sequence[bool]) -> Estimate | None:
     """Return a share of features with its Wilson interval, None without features."""
-    if not len(holds):
-        return None
-    low, high = wilson(sum(holds), len(holds))
-    return Estimate(sum(holds) / len(holds), float(low), float(high), len(holds))
+    return proportion(sum(holds), len(holds)) if len(holds) else None
 
 
 def scalars_of(rows: pl.DataFrame, draws: int) -> tuple[dict[str, Estimate | None], dict[str, str]]:

@@ -7,7 +7,7 @@ import polars as pl
 
 from monosem.evals.dense.causes import correlation
 from monosem.evals.dense.verdicts import BANDS, DENSE, PATHOLOGICAL, band_of, is_judged
-from monosem.metrics import Array, SaeSums, features_above, intervals, wilson
+from monosem.metrics import Array, SaeSums, features_above, intervals, proportion
 from monosem.types import Estimate
 
 Scalars = tuple[dict[str, Estimate | None], dict[str, str]]
@@ -54,8 +54,7 @@ def share_scalars(rows: pl.DataFrame) -> Scalars:
 
 def share(holds: list[bool]) -> Estimate:
     """Return the share of features of which something holds, with its Wilson interval."""
-    low, high = wilson(sum(holds), len(holds))
-    return Estimate(sum(holds) / len(holds), float(low), float(high), len(holds))
+    return proportion(sum(holds), len(holds))
 
 
 def ce_scalars(rows: pl.DataFrame) -> Scalars:

@@ -13,7 +13,7 @@ import polars as pl
 import torch
 from pydantic import Field
 
-from monosem.evals import Evaluation, Inputs, Judged, Kept, Result, RunInfo
+from monosem.evals import Evaluation, Inputs, Judged, Kept, Result, RunInfo, scored
 from monosem.evals.ioi.charts import ioi_charts
 from monosem.evals.ioi.circuit import Place, gpt2_small, heads, is_gpt2_small, residual
 from monosem.evals.ioi.control import greedy as edit
@@ -28,7 +28,7 @@ from monosem.evals.ioi.table import MEASURED, NOTHING, as_table, carrying, measu
 from monosem.evals.ioi.task import task_saes
 from monosem.evals.ioi.words import TEMPLATES
 from monosem.formats.saelens import load_sae
-from monosem.metrics import wilson
+from monosem.metrics import proportion
 from monosem.model import Model
 from monosem.normaliser import PER_TOKEN
 from monosem.schema import Chart
@@ -219,12 +219,10 @@ def _accuracy(task: Task) -> tuple[pl.DataFrame, float]:
     rows = []
     for number, text in enumerate(TEMPLATES):
         at = prompts.template == number
-        low, high = wilson(int(right[at].sum()), int(at.sum()))
-        rows.append((text, float(right[at].mean()), float(low), float(high), int(at.sum()), number))
-    value, score, low, high, n, template = (list(column) for column in zip(*rows, strict=True))
-    columns = {"kind": "none", "criterion": "accuracy", "value": value, "score": score, "low": low, "high": high}
-    ld = [float(said.ld[prompts.template == i].mean()) for i in range(len(TEMPLATES))]
-    return as_table({**columns, "n": n, "template": template, "ld": ld}), float(right.mean())
+        share = scored(proportion(int(right[at].sum()), int(at.sum())))
+        about = {"kind": "none", "criterion": "accuracy", "value": text, "template": number}
+        rows.append(as_table({**about, **share, "ld": float(said.ld[at].mean())}))
+    return pl.concat(rows), float(right.mean())
 
 
 def _accuracy_of(rows: pl.DataFrame) -> Estimate | None:
@@ -233,8 +231,7 @@ def _accuracy_of(rows: pl.DataFrame) -> Estimate | None:
     if accuracy.is_empty():
         return None
     n, right = int(accuracy["n"].sum()), round(float((accuracy["score"] * accuracy["n"]).sum()))
-    low, high = wilson(right, n)
-    return Estimate(right / n, float(low), float(high), n)
+    return proportion(right, n)
 
 
 def _scalars(

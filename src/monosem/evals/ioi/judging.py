@@ -6,7 +6,7 @@ Makelov et al. 2024 (arXiv 2405.08366), section 3.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from monosem.evals import scored
 from monosem.evals.ioi import control, interpret, phenomena
 from monosem.evals.ioi.circuit import Place
 from monosem.evals.ioi.patching import Progress, Said, Task, activations, said, task_of, unedited
@@ -28,7 +29,6 @@ ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SHOWN = 24  # prompts whose texts are kept
 LONGEST = 64  # features of a union that are drawn
 CHUNK = 1024  # prompts whose codes are dense at once
-SCORE = {"score": "value", "low": "low", "high": "high", "n": "n"}  # columns of an estimate
 DRAWS = 200  # of test prompts, for the F1 of a union
 APPROXIMATIONS = ("reconstruction", "remainder", "interpretable", "uninterpretable")
 
@@ -225,11 +225,12 @@ def _occlusion(case: Case, sae: Sae, about: Mapping[str, Any]) -> pl.DataFrame:
     found = phenomena.unmasked(
         sae.encode, case.train, case.train_labels, codes, ALPHAS, names, torch.arange(n) < 3 * n // 4
     )
-    rows = [(name, alpha, asdict(share)) for alpha, shares in found.items() for name, share in shares.items()]
-    attributes, alphas, shares = (list(column) for column in zip(*rows, strict=True))
     more = {**about, "criterion": "occlusion"}
-    scores = {to: [share[key] for share in shares] for to, key in SCORE.items()}
-    curve = as_table({**more, "attribute": attributes, "x": alphas, **scores})
+    curve = pl.concat(
+        as_table({**more, "attribute": name, "x": alpha, **scored(share)})
+        for alpha, shares in found.items()
+        for name, share in shares.items()
+    )
     norms = {a: phenomena.norm(codes, ATTRIBUTES.index(a)) for a in names}
     read: dict[str, float] = dict(zip(ATTRIBUTES, decoded(codes, case.test, case.labels), strict=True))
     shares = {name: share.value for name, share in found[ALPHAS[0]].items()}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from monosem.evals import scored
 from monosem.evals.ioi.circuit import Place, head_node, residual
 from monosem.evals.ioi.patching import Task, activations, said, task_of, unedited
 from monosem.evals.ioi.prompts import ATTRIBUTES, POSITIONS, counterfactual
@@ -108,4 +109,4 @@ def _share(fall: np.ndarray, clean: np.ndarray, draws: int) -> Estimate | None:
 
 
 def _score(e: Estimate | None) -> dict[str, Any]:
-    return {"score": np.nan, "n": 0} if e is None else {"score": e.value, "low": e.low, "high": e.high, "n": e.n}
+    return {"score": np.nan, "n": 0} if e is None else scored(e)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from monosem.evals.ioi.interpret import best_union, f1_scores, judge, ranked, union_f1
 from monosem.evals.ioi.supervised import Supervised
-from monosem.metrics import wilson
+from monosem.metrics import proportion
 from monosem.types import Estimate, UserError
 
 RECOVERED = 0.5  # F1 from which on a feature stands for a value
@@ -80,9 +80,7 @@ def share(f1: Tensor) -> Estimate:
     known = f1[~f1.isnan()]
     if not len(known):
         raise UserError("f1: no value of the attribute is in both the train and the test prompts: draw more prompts")
-    count, n = int((known >= RECOVERED).sum()), len(known)
-    low, high = wilson(count, n)
-    return Estimate(count / n, float(low), float(high), n)
+    return proportion(int((known >= RECOVERED).sum()), len(known))
 
 
 def norm(dictionary: Supervised, attribute: int) -> float:

@@ -20,7 +20,15 @@ from monosem.evals.multidim.asking import Asked, activations, ask
 from monosem.evals.multidim.charts import multidim_charts
 from monosem.evals.multidim.circle import fit_circle, order
 from monosem.evals.multidim.clusters import cluster_decoder
-from monosem.evals.multidim.discovery import Cluster, above_chance, is_irreducible, judged, plane_rows, point_rows
+from monosem.evals.multidim.discovery import (
+    GALLERY,
+    Cluster,
+    above_chance,
+    is_irreducible,
+    judged,
+    plane_rows,
+    point_rows,
+)
 from monosem.evals.multidim.held import HELD, Words, held
 from monosem.evals.multidim.irreducible import epsilon_mixture_index, separability_index
 from monosem.evals.multidim.table import as_table
@@ -115,9 +123,10 @@ class Multidim(Evaluation):
         unit = torch.nn.functional.normalize(W).numpy()
         with inputs.ticker.bar(f"multidim: {info.name}", len(groups), "clusters") as bar:
             clusters = judged(firings, unit, groups, self.fewest, self.bins, self.seed, bar.add)
-        planes = plane_rows(clusters, prepared.passages, self.bins, self.seed)
+        bests = [above_chance(one, self.bins, self.seed) for one in clusters[:GALLERY]]
+        planes = plane_rows(clusters, prepared.passages, bests)
         tables = [prepared.rows, planes, point_rows(clusters, prepared.passages, self.seed)]
-        scalars, reasons = self._found(groups, clusters)
+        scalars, reasons = self._found(groups, clusters, bests)
         ranks = {tuple(one.features.tolist()): number + 1 for number, one in enumerate(clusters)}
         for cycle in CYCLES:
             words, why = prepared.words.get(cycle), prepared.why[cycle]
@@ -140,8 +149,10 @@ class Multidim(Evaluation):
         scalars["seconds"] = Estimate.exact(time.perf_counter() - began, len(groups))
         return Result(scalars, pl.concat(tables), reasons)
 
-    def _found(self, groups: list[np.ndarray], clusters: list[Cluster]) -> tuple[dict[str, Any], dict[str, str]]:
-        """Return what discovery says of a run."""
+    def _found(
+        self, groups: list[np.ndarray], clusters: list[Cluster], bests: list[tuple[Estimate, Estimate, Estimate]]
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return what discovery says of a run. bests: `above_chance` of the first clusters."""
         several = [one.score.planes[one.best] for one in clusters]
         fine = sum(is_irreducible(one.separability.excess, one.mixture) for one in several)
         scalars: dict[str, Estimate | None] = {
@@ -151,9 +162,8 @@ class Multidim(Evaluation):
             "best_separability": None,
             "best_epsilon_mixture": None,
         }
-        if clusters:
-            found = above_chance(clusters[0], self.bins, self.seed)
-            scalars["best_separability"], scalars["best_epsilon_mixture"] = found[:2]
+        if bests:
+            scalars["best_separability"], scalars["best_epsilon_mixture"], _ = bests[0]
             return scalars, {}
         why = f"no cluster fires on {self.fewest} held-out tokens: lower `threshold` or `fewest`, or use more tokens"
         return scalars, dict.fromkeys(("best_separability", "best_epsilon_mixture"), why)

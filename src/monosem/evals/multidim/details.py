@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import polars as pl
@@ -72,13 +73,9 @@ def errors(judged: list[Judged], found: list[str]) -> Chart:
     """Return the error of the words' angles against the layer, and what chance gives."""
     series: list[Series] = []
     told, templates = [], []
-    probe = known(of_model(judged, "probe"))
-    for cycle in found:
-        rows = probe.filter(pl.col("cycle") == cycle)
-        if not rows.height:
-            continue
-        templates.append(template_of(judged, rows))
-        rows = rows.filter(pl.col("template") == templates[-1]).sort("layer")
+    for cycle, template, rows in _on_best_template(judged, "probe", found):
+        templates.append(template)
+        rows = rows.sort("layer")
         series.append(line(cycle, cycle, rows))
         series.append(Series(f"{cycle}, words permuted", rows["layer"].to_list(), rows["null"].to_list(), cycle))
         below = sum(map(below_chance, rows.iter_rows(named=True)))
@@ -91,9 +88,9 @@ def errors(judged: list[Judged], found: list[str]) -> Chart:
         Axis("Error of a left-out word's angle", "steps", reference=0),
         series,
         note=f"{_quoted(templates)} Each word's angle by a circle fitted without it; a step is the angle from one word "
-        f"to the next. {_words(probe)} Below chance: the interval lies below the mean under permuted words, and p < "
-        "0.05. In-sample R² is no evidence: with few words and 5 components any order fits. Bars: 95 % intervals, "
-        "words drawn again.",
+        f"to the next. {_words(known(of_model(judged, 'probe')))} Below chance: the interval lies below the mean under "
+        "permuted words, and p < 0.05. In-sample R² is no evidence: with few words and 5 components any order fits. "
+        "Bars: 95 % intervals, words drawn again.",
         section=SECTION,
     )
 
@@ -115,10 +112,10 @@ def probes(judged: list[Judged], found: list[str]) -> Chart:
         "table",
         columns=columns,
         cells=cells,
-        note="At the layer nearest to the study's site. In order: words whose angle, left out, is nearest to their own "
-        "place. Error: of left-out words, steps, with 95 % intervals. Permuted: its mean when words are permuted; p: "
-        "share of permutations with as small an error. R²: in-sample, of cosine and sine, beside its mean under "
-        "permuted words: it is high by itself.",
+        note="At the layer nearest to the study's site. In order: words whose neighbour on the circle is the next "
+        "word, by a fit to all words (and left out). Error: of left-out words, steps, with 95 % intervals. Permuted: "
+        "its mean when words are permuted; p: share of permutations with as small an error. R²: in-sample, of cosine "
+        "and sine, beside its mean under permuted words: it is high by itself.",
         section=SECTION,
     )
 
@@ -188,13 +185,8 @@ def sweep(judged: list[Judged], found: list[str]) -> Chart:
     """Return how many answers follow the angle as the circle is made smaller and larger."""
     series: list[Series] = []
     told, templates = [], []
-    every = known(of_model(judged, "sweep"))
-    for cycle in found:
-        rows = every.filter(pl.col("cycle") == cycle)
-        if not rows.height:
-            continue
-        templates.append(template_of(judged, rows))
-        rows = rows.filter(pl.col("template") == templates[-1])
+    for cycle, template, rows in _on_best_template(judged, "sweep", found):
+        templates.append(template)
         layer = layer_of(judged, rows)
         rows = rows.filter(pl.col("layer") == layer)
         by = {radius: share_of_rows(rows.filter(x=radius)) for radius in sorted(rows["x"].unique())}
@@ -212,7 +204,8 @@ def sweep(judged: list[Judged], found: list[str]) -> Chart:
         Axis("Radius, 1: the circle's own"),
         Axis("Answers that follow the angle", "fraction"),
         series,
-        note=f"{_quoted(templates)} The word's place in the circle's plane is replaced by one at any angle and radius. "
+        note=f"{_quoted(templates)} The word's activation is replaced by a point of the circle's plane at any angle "
+        "and radius, with everything else at the mean of all words. "
         "An answer follows the angle if the likeliest of the words is the right answer for the word that is nearest in "
         "angle. Chance: 1 of the words; at radius 0 all angles are the same. If direction "
         "alone counts, the line is flat from a small radius on. Bars: 95 % intervals, base words drawn again.",
@@ -245,7 +238,7 @@ def parts(judged: list[Judged], cycle: str) -> Chart:
         "part of a block puts out at one position is replaced by what it puts out for another word. 0: the answer "
         "stays; 1: it is as for the other word. Residual: all that has been computed up to there. The answer is where "
         "the residual's line is high: it moves from the word to the last token. The largest of many is a little "
-        "flattered by chance. Bars: 95 % intervals over pairs.",
+        "flattered by chance. Bars: 95 % intervals over words.",
         section=SECTION,
     )
 
@@ -278,6 +271,16 @@ def regression(judged: list[Judged], cycle: str) -> Chart:
         "worse than the mean. Without intervals: no difference here is claimed to be more than chance.",
         section=SECTION,
     )
+
+
+def _on_best_template(judged: list[Judged], kind: str, found: list[str]) -> Iterator[tuple[str, str, pl.DataFrame]]:
+    """Yield each cycle that has rows of a kind, the template that the model answers best, and the rows of this one."""
+    every = known(of_model(judged, kind))
+    for cycle in found:
+        rows = every.filter(pl.col("cycle") == cycle)
+        if rows.height:
+            template = template_of(judged, rows)
+            yield cycle, template, rows.filter(pl.col("template") == template)
 
 
 def _pairs(rows: pl.DataFrame) -> str:

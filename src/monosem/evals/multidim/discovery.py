@@ -106,12 +106,14 @@ def _jackknifed(value: float, without: list[float], n: int) -> Estimate:
     return Estimate(value, max(value - 1.96 * error, 0.0), value + 1.96 * error, n)
 
 
-def plane_rows(clusters: Sequence[Cluster], passages: Passages, bins: int, seed: int) -> pl.DataFrame:
-    """Return a row of each plane of each cluster, with intervals for the best plane of those in the gallery."""
+def plane_rows(
+    clusters: Sequence[Cluster], passages: Passages, bests: Sequence[tuple[Estimate, Estimate, Estimate]]
+) -> pl.DataFrame:
+    """Return a row of each plane of each cluster. bests: `above_chance` of the first clusters, for their intervals."""
     tables = []
     for number, cluster in enumerate(clusters):
         tokens = [text for text, _ in Counter(_texts(passages, cluster.place)).most_common(LISTED)]
-        score = above_chance(cluster, bins, seed)[2] if number < GALLERY else None
+        score = bests[number][2] if number < len(bests) else None
         for index, one in enumerate(cluster.score.planes):
             fine = is_irreducible(one.separability.excess, one.mixture)
             columns: dict[str, Any] = {

@@ -13,6 +13,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from monosem.evals import scored
 from monosem.evals.multidim.circle import order
 from monosem.evals.multidim.table import as_table
 from monosem.metrics import estimated, once_and_resampled
@@ -66,12 +67,16 @@ class Parts:
         wrong = (self.target - made).square().sum(1).numpy()
         return 1 - (weights @ wrong) / (weights @ self.target.square().sum(1).numpy())
 
+    def gain(self, rest: Tensor) -> Tensor:
+        """Return by how much each feature alone lowers the squared error `rest` [m, 2], [F]."""
+        return 2 * (self.of * rest).sum((1, 2)) - self.of.square().sum((1, 2))
+
     def needed(self, wanted: float) -> list[int]:
         """Return features that together reproduce `wanted`, each time the one that helps most; fewer if none helps."""
         chosen: list[int] = []
-        rest, size = self.target.clone(), self.of.square().sum((1, 2))
+        rest = self.target.clone()
         while len(chosen) < MOST and self.share(chosen) < wanted:
-            gain = 2 * (self.of * rest).sum((1, 2)) - size
+            gain = self.gain(rest)
             gain[chosen] = -torch.inf
             best = int(gain.argmax())
             if gain[best] <= 0:
@@ -90,34 +95,33 @@ def held(
     and the feature that hold most; needed: the fewest that hold 90 % of what all do, chosen greedily.
     """
     found, z = parts(sae, words.x.to(sae.weights["W_dec"]), words.word, words.m, words.plane)
-    whole, alive = found.estimate(None, draws), torch.nonzero(found.of.square().sum((1, 2)) > 0)[:, 0].tolist()
+    alive = torch.nonzero(found.of.square().sum((1, 2)) > 0)[:, 0].tolist()
     chosen: dict[str, list[int]] = {"whole": alive}
-    some = set(alive)
+    some, whole = set(alive), found.share()
     shares = [(found.share(own), own.tolist()) for own in clusters if some.intersection(own.tolist())]
     best = max(shares, default=(0.0, []))
     if best[0] > 0:
         chosen["best cluster"] = best[1]
     if alive:
-        chosen["best feature"] = [max(alive, key=lambda feature: found.share([feature]))]
-    needed = found.needed(ENOUGH * whole.value) if whole.value > 0 else []
-    enough = bool(needed) and found.share(needed) >= ENOUGH * whole.value
-    if enough:
+        chosen["best feature"] = [alive[int(found.gain(found.target)[alive].argmax())]]
+    needed = found.needed(ENOUGH * whole) if whole > 0 else []
+    if needed and found.share(needed) >= ENOUGH * whole:
         chosen["needed"] = needed
-    D, tables = sae.normaliser.undo(sae.weights["W_dec"]), []
+    held_by = {method: found.estimate(features, draws) for method, features in chosen.items()}
+    tables = []
     for method, features in chosen.items():
-        share = found.estimate(features, draws)
-        row = {"method": method, "score": share.value, "low": share.low, "high": share.high, "n": words.m}
+        row = {"method": method, **scored(held_by[method])}
         if method == "needed":
             row["x"] = float(pieces(features, clusters))
         elif len(features) > 1:
-            row["x"] = _error(z[:, features] @ D[features], words, seed)
+            row["x"] = _error(z[:, features] @ sae.normaliser.undo(sae.weights["W_dec"][features]), words, seed)
         row["cluster"] = ranks.get(tuple(features)) if method == "best cluster" else None
         tables.append(as_table({"kind": "held", **row, "features": None if method == "whole" else [features]}))
     rank = ranks.get(tuple(best[1]))
     scalars = {
-        "whole": whole,
-        "together": found.estimate(best[1], draws) if best[0] > 0 else Estimate.exact(0, words.m),
-        "needed": Estimate.exact(len(needed), words.m) if enough else None,
+        "whole": held_by["whole"],
+        "together": held_by.get("best cluster", Estimate.exact(0, words.m)),
+        "needed": Estimate.exact(len(needed), words.m) if "needed" in chosen else None,
         "circle_rank": Estimate.exact(rank, len(ranks)) if rank and best[0] > 0 else None,
     }
     reasons = {

@@ -6,7 +6,6 @@ Source: Engels et al. 2024 (arXiv 2405.14860), sections 5 and 6 and their append
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,15 +13,15 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from monosem.evals import scored
 from monosem.evals.multidim import regression
 from monosem.evals.multidim.asking import Asked, activations, patched, unedited
 from monosem.evals.multidim.circle import EDITS, ONE_WORD, Circle, Move, fit_circle, order
 from monosem.evals.multidim.table import as_table
 from monosem.evals.multidim.tasks import SOLVES
-from monosem.metrics import estimated, once_and_resampled, wilson
+from monosem.metrics import estimated, once_and_resampled, proportion
 from monosem.model import Site
 from monosem.progress import Bar, Ticker
-from monosem.types import Estimate
 
 RADII = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 TURNS = 2  # angles a word in the sweep
@@ -35,16 +34,8 @@ WHERE = {"word": False, "last token": True}
 def accuracy(asked: Asked) -> dict[str, Any]:
     """Return the row that says how often the right word is the likeliest of the words."""
     logits = unedited(asked)
-    right, n = int((logits.argmax(1) == asked.gamma).sum()), len(logits)
-    low, high = wilson(right, n)
-    return {
-        **_about(asked, "accuracy"),
-        "method": asked.task.kind,
-        "score": right / n,
-        "low": low,
-        "high": high,
-        "n": n,
-    }
+    share = proportion(int((logits.argmax(1) == asked.gamma).sum()), len(logits))
+    return {**_about(asked, "accuracy"), "method": asked.task.kind, **scored(share)}
 
 
 def used(cycle: Sequence[Asked], layers: Sequence[int], own: int, seed: int, ticker: Ticker) -> pl.DataFrame:
@@ -84,16 +75,10 @@ def _about(asked: Asked, kind: str) -> dict[str, Any]:
     return {"kind": kind, "cycle": asked.task.cycle, "template": asked.task.template}
 
 
-def _score(e: Estimate | None) -> dict[str, Any]:
-    if e is None:
-        return {}
-    return {"score" if key == "value" else key: value for key, value in asdict(e).items()}
-
-
 def _probe(asked: Asked, layer: int, x: Tensor, seed: int, shown: bool) -> pl.DataFrame:
     """Return the row of a probe; shown: with those of the words."""
     found, m = order(x, asked.alpha, asked.m, seed=seed), asked.m
-    about = {**_about(asked, "probe"), "layer": layer, **_score(found.error), "null": found.null, "p": found.p}
+    about = {**_about(asked, "probe"), "layer": layer, **scored(found.error), "null": found.null, "p": found.p}
     label = f"{found.next_fitted} of {m} ({found.next} when left out)"
     tables = [as_table({**about, "x": found.r2, "y": found.r2_null, "label": label})]
     if shown:
@@ -118,22 +103,23 @@ def _patches(asked: Asked, site: Site, x: Tensor, circle: Circle, layer: int, se
         signals[method] = signal[:, :, 0]
         hit = float((logits.argmax(2) == new).double().mean())
         about = {**_about(asked, "patch"), "layer": layer, "method": method, "x": hit}
-        tables.append(as_table({**about, **_score(_over_words(signals[method], torch.ones(m, m - 1)))}))
+        tables.append(as_table({**about, **_over_words(signals[method], torch.ones(m, m - 1))}))
     none, whole, circled = (signals[name] for name in ("unpatched", "whole", "circle"))
+    drawn = once_and_resampled(m, DRAWS)[1:]
     for method, signal in signals.items():
-        weights = once_and_resampled(m, DRAWS)
-        p = float((weights[1:] @ (circled - signal).double().sum(1).numpy() >= 0).mean())
+        p = float((drawn @ (circled - signal).double().sum(1).numpy() >= 0).mean())
         about = {**_about(asked, "effect"), "layer": layer, "method": method, "p": p}
-        tables.append(as_table({**about, **_score(_over_words(none - signal, none - whole))}))
+        tables.append(as_table({**about, **_over_words(none - signal, none - whole)}))
     return pl.concat(tables)
 
 
-def _over_words(above: Tensor, below: Tensor) -> Estimate | None:
-    """Return the sum of one over the sum of the other [m, c], words resampled."""
+def _over_words(above: Tensor, below: Tensor) -> dict[str, Any]:
+    """Return the sum of one over the sum of the other [m, c], words resampled, as columns; none where undefined."""
     weights = once_and_resampled(len(above), DRAWS)
     with np.errstate(divide="ignore", invalid="ignore"):  # behind the last block a word has no effect at all
         values = (weights @ above.double().sum(1).numpy()) / (weights @ below.double().sum(1).numpy())
-    return estimated(values, above.numel())
+    found = estimated(values, above.numel())
+    return {} if found is None else scored(found)
 
 
 def _sweep(asked: Asked, site: Site, circle: Circle, layer: int, bar: Bar) -> pl.DataFrame:
@@ -173,7 +159,7 @@ def _parts(asked: Asked, layers: Sequence[int], seed: int, bar: Bar) -> pl.DataF
             logits = patched(asked, site, found[site.name][word], last, bar.add)
             score = _over_words(difference(logits) - before, there - before)
             about = {**_about(asked, "parts"), "layer": layer, "method": part, "label": label}
-            tables.append(as_table({**about, **_score(score)}))
+            tables.append(as_table({**about, **score}))
     return pl.concat(tables)
 
 

@@ -10,7 +10,7 @@ import polars as pl
 
 from monosem.evals import fair_sample
 from monosem.evals.ravel.disentangle import NAMES, Key, Scores, intervals
-from monosem.metrics import wilson
+from monosem.metrics import proportion
 from monosem.types import Estimate
 
 KINDS: dict[str, Any] = {
@@ -114,9 +114,7 @@ def coverage_scalars(coverage: Sequence[Mapping[str, Any]]) -> tuple[dict[str, E
     for one in coverage:
         place = f"{one['type']}/{one['attribute']}"
         asked, answered = one["asked"], one["answered"]
-        low, high = wilson(answered, asked) if asked else (0, 1)
-        share = answered / asked if asked else 0.0
-        scalars[f"answered/{place}"] = Estimate(share, float(low), float(high), asked)
+        scalars[f"answered/{place}"] = proportion(answered, asked) if asked else Estimate(0.0, 0.0, 1.0, 0)
         scalars |= {f"{name}/{place}": Estimate.exact(one[name], one[name]) for name in COVERAGE[1:]}
         if one["too_few"]:
             scalars[f"train_pairs/{place}"] = None
