@@ -9,7 +9,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,10 +55,8 @@ def rewrite(folder: Path, **changes: Any) -> dict[str, Any]:
     return summary
 
 
-def test_it_is_written_into_the_study_folder_quickly_and_small(study: Path) -> None:
-    started = time.perf_counter()
+def test_it_is_written_into_the_study_folder_and_small(study: Path) -> None:
     path = render(study)
-    assert time.perf_counter() - started < 10
     assert path == study / "report.html"
     assert path.stat().st_size < 8_000_000
     assert render(study).read_bytes() == path.read_bytes()
