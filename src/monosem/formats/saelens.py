@@ -24,6 +24,7 @@ EXPECTED = {
     "standard": ("W_enc", "b_enc", "W_dec", "b_dec"),
     "gated": ("W_enc", "b_gate", "b_mag", "r_mag", "W_dec", "b_dec"),
     "topk": ("W_enc", "b_enc", "W_dec", "b_dec"),
+    "jumprelu": ("W_enc", "b_enc", "threshold", "W_dec", "b_dec"),
 }
 
 

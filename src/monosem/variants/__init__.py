@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 
-Architecture = Literal["standard", "gated", "topk"]
+Architecture = Literal["standard", "gated", "topk", "jumprelu"]
 
 
 @dataclass(frozen=True)
