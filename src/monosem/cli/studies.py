@@ -1,24 +1,13 @@
-"""The command line: thin, and quick to start (heavy imports happen inside the commands)."""
+"""Commands of a study: its stages, its evaluations, its browser."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from monosem.types import UserError
-
-app = typer.Typer(
-    name="monosem",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Train sparse autoencoder variants side by side and find out which is better.",
-)
-
-rate_app = typer.Typer(no_args_is_help=True, help="Draw features for blind rating, lock the ratings, unblind them.")
-app.add_typer(rate_app, name="rate")
+app = typer.Typer()
 
 Target = Annotated[
     str,
@@ -30,7 +19,6 @@ Out = Annotated[Path | None, typer.Option("--out", help="Study folder; default r
 Reference = Annotated[
     bool, typer.Option("--reference", help="Use the slow, readable references instead of the kernels.")
 ]
-StudyFolder = Annotated[Path, typer.Argument(metavar="STUDY_DIR", help="A study folder.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. train.d_sae=1024 or run.0.k=[20,50]."),
@@ -97,9 +85,9 @@ def evaluate(
     ticker = TerminalTicker(Console(stderr=True))
     try:
         for line in run_evaluation(loaded, folder, name, runs, values, dry_run=dry_run, ticker=ticker):
-            _say(line)
+            typer.echo(line)
     except KeyboardInterrupt:
-        _say("stopped; the same command goes on after the runs that are finished, and asks for no answer twice")
+        typer.echo("stopped; the same command goes on after the runs that are finished, and asks for no answer twice")
         raise typer.Exit(130) from None
 
 
@@ -117,7 +105,7 @@ def serve(
     """Browse a study's features, search them by a text, and rate them, in a local web app."""
     from monosem.serving import serve as serve_app
 
-    serve_app(folder, host=host, port=port, show=show, say=_say)
+    serve_app(folder, host=host, port=port, show=show, say=typer.echo)
 
 
 @app.command(name="export-features")
@@ -133,63 +121,7 @@ def export_features(
     """Write features as pages that need no server, or as JSON in Neuronpedia's layout."""
     from monosem.app.export import export
 
-    _say(f"{export(folder, out or folder / 'features', runs, features, format, _say)}")
-
-
-@rate_app.command()
-def draw(
-    folder: StudyFolder,
-    features: Annotated[int, typer.Option("--features", help="How many features of each run.", min=1)] = 25,
-    runs: Annotated[str, typer.Option("--runs", help="Only runs whose name matches this pattern.")] = "*",
-    sampling: Annotated[
-        Literal["uniform", "stratified", "mass"],
-        typer.Option("--sampling", help="Uniform, equally many of five density strata, or by activation mass."),
-    ] = "uniform",
-    empty: Annotated[
-        Literal["exclude", "drop"],
-        typer.Option("--empty", help="Exclude features with an empty interval, or drop that interval for all."),
-    ] = "exclude",
-    seed: Annotated[int, typer.Option("--seed", help="Which sample.", min=0)] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Draw anew over a draw that has no ratings.")] = False,
-) -> None:
-    """Draw the features to be rated: a packet for the raters, and a key apart."""
-    from monosem.rating.draw import draw as draw_features
-    from monosem.rating.store import writable
-    from monosem.store import study_lock
-
-    folder = _study_folder(folder)
-    with writable(folder), study_lock(folder):
-        told = draw_features(
-            folder, features=features, runs=runs, sampling=sampling, empty=empty, seed=seed, force=force
-        )
-    for line in told:
-        _say(line)
-
-
-@rate_app.command()
-def freeze(folder: StudyFolder) -> None:
-    """Lock the ratings: later ones are refused, and changes are noticed."""
-    from monosem.rating.store import Files
-    from monosem.rating.store import freeze as freeze_ratings
-
-    files = Files(_study_folder(folder))
-    found = freeze_ratings(files)
-    _say(f"{found['ratings']} ratings by {', '.join(found['raters'])} are frozen: {files.frozen}")
-
-
-@rate_app.command()
-def analyse(
-    folder: StudyFolder,
-    axis: Annotated[
-        list[str] | None, typer.Option("--axis", help="consistency or complexity; both without this.")
-    ] = None,
-) -> None:
-    """Unblind frozen ratings and compare the runs; freezes first if need be."""
-    from monosem.rating.analysis import AXES
-    from monosem.rating.analysis import analyse as analyse_ratings
-
-    for line in analyse_ratings(_study_folder(folder), tuple(axis or AXES)):
-        _say(line)
+    typer.echo(f"{export(folder, out or folder / 'features', runs, features, format, typer.echo)}")
 
 
 @app.command(name="list")
@@ -199,15 +131,6 @@ def list_(what: Annotated[str, typer.Argument(help="variants, evals, formats or 
 
     for line in catalogue.lines(what):
         typer.echo(line)
-
-
-def _study_folder(folder: Path) -> Path:
-    from monosem.catalogue import find_study
-
-    found = find_study(str(folder))[1]
-    if found is None:
-        raise UserError(f"{folder}: a study folder is wanted here (one that `monosem compare` wrote)")
-    return found
 
 
 def _with_reference(settings: list[str] | None, reference: bool) -> list[str] | None:
@@ -232,25 +155,9 @@ def _run(target: str, out: Path | None, settings: list[str] | None, only: str | 
     study, folder = _load(target, out, settings)
     ticker = TerminalTicker(Console(stderr=True))
     try:
-        path = run_stages(study, folder, only=only, say=_say, ticker=ticker)
+        path = run_stages(study, folder, only=only, say=typer.echo, ticker=ticker)
     except KeyboardInterrupt:
-        _say("stopped; the same command goes on from the last finished shard or checkpoint")
+        typer.echo("stopped; the same command goes on from the last finished shard or checkpoint")
         raise typer.Exit(130) from None
     if only in (None, "report"):
-        _say(f"report: {path}")
-
-
-def _say(line: str) -> None:
-    typer.echo(line)
-
-
-def run() -> int:
-    """Run the command line and return its exit code: 2 with one sentence for what the user can mend."""
-    try:
-        app()
-    except SystemExit as exit_:
-        return int(exit_.code or 0)
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        return 2
-    return 0
+        typer.echo(f"report: {path}")

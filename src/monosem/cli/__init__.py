@@ -1,0 +1,34 @@
+"""The command line: thin, and quick to start (heavy imports happen inside the commands).
+
+One file for what concerns studies, ratings and single SAEs each.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from monosem.cli import rating, saes, studies
+from monosem.types import UserError
+
+app = typer.Typer(
+    name="monosem",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train sparse autoencoder variants side by side and find out which is better.",
+)
+for commands in (studies.app, saes.app):
+    app.registered_commands += commands.registered_commands
+app.add_typer(rating.app, name="rate")
+
+
+def run() -> int:
+    """Run the command line and return its exit code: 2 with one sentence for what the user can mend."""
+    try:
+        app()
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        return 2
+    return 0
