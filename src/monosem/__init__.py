@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from monosem.formats.saelens import load_sae, save_sae
+    from monosem.formats import convert, load_sae, save_sae
     from monosem.heldout import measure
     from monosem.sae import Sae, make_sae
     from monosem.stages import compare
     from monosem.types import Estimate, UserError
 
-__all__ = ["Estimate", "Sae", "UserError", "compare", "load_sae", "make_sae", "measure", "save_sae"]
+__all__ = ["Estimate", "Sae", "UserError", "compare", "convert", "load_sae", "make_sae", "measure", "save_sae"]
 __version__ = "0.1.0"
 
 _HOME = {
@@ -22,10 +22,11 @@ _HOME = {
     "Sae": "monosem.sae",
     "UserError": "monosem.types",
     "compare": "monosem.stages",
-    "load_sae": "monosem.formats.saelens",
+    "convert": "monosem.formats",
+    "load_sae": "monosem.formats",
     "make_sae": "monosem.sae",
     "measure": "monosem.heldout",
-    "save_sae": "monosem.formats.saelens",
+    "save_sae": "monosem.formats",
 }
 
 

@@ -2,30 +2,106 @@
 
 The normaliser is folded into the weights, so that any reader gets raw activations in and out; per-token normalisers,
 which don't fold, are named in `normalize_activations` instead. Our record keeps the scale, so that we can unfold.
+Flat configurations (before version 6) and unfinished training runs (batchtopk, matryoshka) are read, too.
 """
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import save
 
-from monosem.normaliser import PER_TOKEN, Normaliser, fold
+from monosem.equivalents import Plain, sae_of
+from monosem.formats import FormatWarning, configuration
+from monosem.normaliser import PER_TOKEN, Kind, Normaliser, fold
 from monosem.sae import Sae
-from monosem.store import file_hash, read_json, write_bytes, write_json
+from monosem.store import file_hash, write_bytes, write_json
 from monosem.types import UserError
+from monosem.untrusted import Place, check_shapes, numbers, read_object, read_safetensors
 from monosem.variants import make_variant
 
+WEIGHTS = "sae_weights.safetensors"
 PER_TOKEN_NAMES = {"token_const": "constant_norm_rescale", "token_ln": "layer_norm"}
+KINDS = {"none": "", "expected_average_only_in": "", **{theirs: ours for ours, theirs in PER_TOKEN_NAMES.items()}}
 EXPECTED = {
     "standard": ("W_enc", "b_enc", "W_dec", "b_dec"),
     "gated": ("W_enc", "b_gate", "b_mag", "r_mag", "W_dec", "b_dec"),
     "topk": ("W_enc", "b_enc", "W_dec", "b_dec"),
     "jumprelu": ("W_enc", "b_enc", "threshold", "W_dec", "b_dec"),
 }
+TRAINED_AS = {"batchtopk": "jumprelu", "matryoshka_batchtopk": "jumprelu"}
+"""Architectures of training runs -> what they are at inference: the threshold of a batch rule is kept as one number."""
+OLD_NAMES = {
+    "hook_point": "hook_name",
+    "hook_point_head_index": "hook_head_index",
+    "activation_fn_str": "activation_fn",
+}
+UNUSED = """
+dtype device reshape_activations sae_lens_version sae_lens_training_version dataset_path dataset_trust_remote_code
+neuronpedia_id hook_layer hook_point_layer seqpos_slice model_from_pretrained_kwargs noise_initial noise_level
+l1_coefficient l1_warm_up_steps lr_warm_up_steps lr_decay_steps training_tokens train_batch_size_tokens lp_norm
+aux_loss_coefficient decoder_init_norm topk_threshold_lr matryoshka_widths use_matryoshka_aux_loss l0_coefficient
+l0_warm_up_steps jumprelu_bandwidth jumprelu_init_threshold jumprelu_sparsity_loss_mode pre_act_loss_coefficient
+jumprelu_tanh_scale mse_loss_normalization use_ghost_grads model_class_name normalize_sae_decoder
+decoder_heuristic_init init_encoder_as_decoder_transpose sae_id release b_dec_init_method tokens_per_buffer
+from_pretrained_path checkpoint_path use_sparse_activations activation_fn_kwargs
+"""
+"""Keys that SAELens writes and that the computation doesn't depend on."""
+
+
+class Metadata(BaseModel):
+    """`metadata`: where the SAE was trained."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, protected_namespaces=())
+    hook_name: str | None = None
+    model_name: str | None = None
+    context_size: int | None = None
+    prepend_bos: bool | None = None
+    hook_head_index: int | None = None
+
+
+class Own(BaseModel):
+    """`monosem`: our own record; what else stands in it are facts."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    class Scale(BaseModel):
+        """The normaliser that was folded."""
+
+        model_config = ConfigDict(extra="forbid", strict=True)
+        kind: Kind
+        scale: float = Field(gt=0, allow_inf_nan=False)
+
+    variant: str
+    hyper: dict[str, Any]
+    normaliser: Scale
+    weights_sha256: str
+    activation_units: str = ""
+
+
+class Config(BaseModel):
+    """`cfg.json`."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    architecture: str
+    d_in: int = Field(ge=1)
+    d_sae: int = Field(ge=1)
+    k: float | None = Field(default=None, ge=1, allow_inf_nan=False)
+    apply_b_dec_to_input: bool = False
+    normalize_activations: str = "none"
+    rescale_acts_by_decoder_norm: bool = False
+    finetuning_scaling_factor: bool = False
+    activation_fn: Literal["relu", "topk"] = "relu"
+    metadata: Metadata = Metadata()
+    monosem: Own | None = None
+
+
+def recognises(place: Place) -> bool:
+    return place.has(WEIGHTS) or (place.has("cfg.json") and not place.has("sae.safetensors"))
 
 
 def save_sae(sae: Sae, folder: str | Path) -> None:
@@ -34,8 +110,12 @@ def save_sae(sae: Sae, folder: str | Path) -> None:
     per_token = sae.normaliser.kind in PER_TOKEN
     scale = 1.0 if per_token else sae.normaliser.scale
     weights = {name: value.detach().cpu().contiguous() for name, value in fold(sae.weights, scale).items()}
-    digest = write_bytes(folder / "sae_weights.safetensors", save(weights))
+    digest = write_bytes(folder / WEIGHTS, save(weights))
     write_json(folder / "cfg.json", _cfg(sae, digest))
+
+
+def write(sae: Sae, folder: Path) -> None:
+    save_sae(sae, folder)
 
 
 def _cfg(sae: Sae, digest: str) -> dict[str, Any]:
@@ -53,7 +133,7 @@ def _cfg(sae: Sae, digest: str) -> dict[str, Any]:
             "hook_name": sae.facts.get("site"),
             "model_name": sae.facts.get("model"),
             "context_size": sae.facts.get("context"),
-            "prepend_bos": False,
+            "prepend_bos": sae.facts.get("prepend_bos", False),
             "sae_lens_version": "6.54.12",
             "sae_lens_training_version": None,
         },
@@ -76,70 +156,111 @@ def load_sae(folder: str | Path) -> Sae:
 
     Raises UserError naming the file or the key that is missing, unsupported or damaged.
     """
-    folder = Path(folder)
-    cfg_path, weights_path = folder / "cfg.json", folder / "sae_weights.safetensors"
-    if not cfg_path.exists():
-        raise UserError(f"{folder}: no SAE here (no cfg.json); give a folder with cfg.json and sae_weights.safetensors")
-    cfg = read_json(cfg_path)
-    for key in ("architecture", "d_in", "d_sae"):
-        if key not in cfg:
-            raise UserError(f'{cfg_path}: "{key}" is missing')
-    weights = _weights(weights_path, cfg, cfg_path)
-    ours = cfg.get("monosem")
-    if ours is None:
-        return _foreign(cfg, cfg_path, weights)
-    if file_hash(weights_path) != ours["weights_sha256"]:
-        raise UserError(f"{weights_path}: altered (its SHA-256 is not the one in cfg.json); train this SAE again")
-    normaliser = Normaliser(**ours["normaliser"])
-    if normaliser.kind not in PER_TOKEN and normaliser.scale != 1.0:
-        weights = fold(weights, 1 / normaliser.scale)
-    known = ("variant", "hyper", "normaliser", "activation_units", "weights_sha256")
-    facts = {key: value for key, value in ours.items() if key not in known}
-    hyper = {key: tuple(v) if isinstance(v, list) else v for key, v in ours["hyper"].items()}
-    return Sae(ours["variant"], make_variant(ours["variant"], hyper), weights, normaliser, facts)
+    return read(Place(Path(folder)))
 
 
-def _weights(path: Path, cfg: dict[str, Any], cfg_path: Path) -> dict[str, torch.Tensor]:
-    architecture = cfg["architecture"]
+def read(place: Place) -> Sae:
+    cfg_path = place.file("cfg.json")
+    cfg = configuration(Config, _flattened(read_object(cfg_path)), str(cfg_path))
+    path = place.file(WEIGHTS)
+    architecture = TRAINED_AS.get(cfg.architecture, cfg.architecture)
     if architecture not in EXPECTED:
         raise UserError(
-            f'{cfg_path}: architecture = "{architecture}" is not supported; known are {", ".join(EXPECTED)}'
+            f'{cfg_path}: architecture = "{cfg.architecture[:80]}" is not supported; '
+            f"known are {', '.join((*EXPECTED, *TRAINED_AS))}"
         )
-    try:
-        weights = {name: value.float() for name, value in load_file(path).items()}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: can't be read ({error}); the file is missing, truncated or altered") from error
-    d_in, d_sae = cfg["d_in"], cfg["d_sae"]
-    shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
-    for name in EXPECTED[architecture]:
-        if name not in weights:
-            raise UserError(f'{path}: tensor "{name}" is missing; it holds {", ".join(sorted(weights))}')
-        if tuple(weights[name].shape) != shapes.get(name, (d_sae,)):
-            raise UserError(
-                f"{path}: {name} has shape {tuple(weights[name].shape)}, cfg.json says {shapes.get(name, (d_sae,))}"
-            )
+    tensors = read_safetensors(path)
+    if cfg.architecture in TRAINED_AS and "topk_threshold" in tensors and tensors["topk_threshold"].numel() == 1:
+        tensors["threshold"] = tensors["topk_threshold"].reshape(()).float().expand(cfg.d_sae).contiguous()
+    weights = numbers(tensors, EXPECTED[architecture], path)
+    shapes = {"W_enc": (cfg.d_in, cfg.d_sae), "W_dec": (cfg.d_sae, cfg.d_in), "b_dec": (cfg.d_in,)}
+    check_shapes(weights, {name: shapes.get(name, (cfg.d_sae,)) for name in weights}, path, "cfg.json")
+    if cfg.monosem is not None:
+        return _own(cfg, cfg.monosem, weights, path)
+    if "scaling_factor" in tensors and cfg.finetuning_scaling_factor:
+        factor = numbers(tensors, ["scaling_factor"], path)
+        check_shapes(factor, {"scaling_factor": (cfg.d_sae,)}, path, "cfg.json")
+        weights["W_dec"] = factor["scaling_factor"][:, None] * weights["W_dec"]
+    return _foreign(cfg, cfg_path, architecture, weights, place)
+
+
+def _flattened(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration in the names of version 6, without the keys that don't matter."""
+    metadata = raw.get("metadata")
+    if metadata is None:  # before version 6, all keys lay side by side, and these were the defaults
+        raw = {OLD_NAMES.get(key, key): value for key, value in raw.items()}
+        given = raw.get("activation_fn_kwargs") or {}
+        if raw.get("activation_fn") == "topk" and isinstance(given, dict) and "k" in given:
+            raw |= {"architecture": "topk", "k": given["k"]}
+        raw = {"architecture": "standard", "apply_b_dec_to_input": True, "prepend_bos": True, **raw}
+        metadata = {name: raw.pop(name) for name in Metadata.model_fields if name in raw}
+    unused, normalise = UNUSED.split(), raw.get("normalize_activations")
+    if isinstance(normalise, bool) or normalise is None:
+        normalise = "expected_average_only_in" if normalise else "none"
+    kept = {key: value for key, value in raw.items() if key not in unused}
+    return {**kept, "normalize_activations": normalise, "metadata": metadata}
+
+
+def _own(cfg: Config, own: Own, weights: dict[str, torch.Tensor], path: Path) -> Sae:
+    if file_hash(path) != own.weights_sha256:
+        raise UserError(f"{path}: altered (its SHA-256 is not the one in cfg.json); train this SAE again")
+    normaliser = Normaliser(own.normaliser.kind, own.normaliser.scale)
+    if normaliser.kind not in PER_TOKEN and normaliser.scale != 1.0:
+        weights = fold(weights, 1 / normaliser.scale)
+    variant = make_variant(own.variant, own.hyper)
+    if variant.architecture != TRAINED_AS.get(cfg.architecture, cfg.architecture):
+        raise UserError(
+            f'{path.parent}: monosem.variant = "{own.variant}" is no {cfg.architecture}; cfg.json is altered'
+        )
+    variant.check(cfg.d_in, cfg.d_sae)
+    return Sae(own.variant, variant, weights, normaliser, dict(own.model_extra or {}))
+
+
+def _foreign(cfg: Config, path: Path, architecture: Any, weights: dict[str, torch.Tensor], place: Place) -> Sae:
+    mode = cfg.normalize_activations
+    if mode not in KINDS:
+        raise UserError(f'{path}: normalize_activations = "{mode[:80]}" is not supported; known are {", ".join(KINDS)}')
+    if cfg.metadata.hook_head_index is not None:
+        raise UserError(f"{path}: hook_head_index = {cfg.metadata.hook_head_index}: SAEs of one head are not supported")
+    if mode == "expected_average_only_in":
+        weights = _scaled(weights, path, place)
+    if cfg.rescale_acts_by_decoder_norm:
+        weights = _unit(weights)
+    k = 0
+    if architecture == "topk":
+        if cfg.k is None or cfg.k != int(cfg.k):
+            raise UserError(f'{path}: "k" is {"missing" if cfg.k is None else f"{cfg.k}, no whole number"}')
+        k = int(cfg.k)
+    facts = {
+        "site": cfg.metadata.hook_name,
+        "model": cfg.metadata.model_name,
+        "context": cfg.metadata.context_size,
+        "prepend_bos": cfg.metadata.prepend_bos,
+        "trained_as": cfg.architecture,
+    }
+    return sae_of(Plain(architecture, weights, cfg.apply_b_dec_to_input, k, KINDS[mode]), facts)
+
+
+def _scaled(weights: dict[str, torch.Tensor], path: Path, place: Place) -> dict[str, torch.Tensor]:
+    """Return weights with the scale folded that a run was trained at but not saved with, if anything tells it."""
+    scale = place.known.get("norm_scaling_factor")
+    if scale is None and place.has("activation_scaler.json"):
+        scale = read_object(place.file("activation_scaler.json")).get("scaling_factor")
+    if isinstance(scale, int | float) and 0 < scale < float("inf"):
+        return fold(weights, float(scale))
+    warnings.warn(
+        f"{path}: trained on scaled activations, and the scale is not in the files; `monosem doctor` estimates it",
+        FormatWarning,
+        stacklevel=2,
+    )
     return weights
 
 
-def _foreign(cfg: dict[str, Any], path: Path, weights: dict[str, torch.Tensor]) -> Sae:
-    """Return an SAE that SAELens wrote (the architectures trained here; others come with the formats)."""
-    mode = cfg.get("normalize_activations", "none")
-    kinds = {"none": "none", "expected_average_only_in": "none", **{v: k for k, v in PER_TOKEN_NAMES.items()}}
-    if mode not in kinds:
-        raise UserError(f'{path}: normalize_activations = "{mode}" is not supported')
-    centred = bool(cfg.get("apply_b_dec_to_input", False))
-    architecture = cfg["architecture"]
-    if architecture == "topk":
-        if cfg.get("rescale_acts_by_decoder_norm"):
-            norms = weights["W_dec"].norm(dim=1)
-            if not torch.allclose(norms, torch.ones_like(norms), atol=1e-4):
-                raise UserError(
-                    f"{path}: rescale_acts_by_decoder_norm with decoder rows that are not unit is not supported"
-                )
-        if not centred:
-            raise UserError(f"{path}: a TopK SAE with apply_b_dec_to_input = false is not supported")
-        hyper: dict[str, Any] = {"k": cfg["k"]}
-    else:
-        hyper = {"subtract_b_dec": centred}
-    facts = {"site": cfg.get("metadata", {}).get("hook_name"), "model": cfg.get("metadata", {}).get("model_name")}
-    return Sae(architecture, make_variant(architecture, hyper), weights, Normaliser(kinds[mode]), facts)
+def _unit(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return weights with unit decoder rows, where selection went by activation times decoder norm."""
+    norms = weights["W_dec"].norm(dim=1).clamp_min(1e-8)
+    out = {**weights, "W_enc": weights["W_enc"] * norms, "W_dec": weights["W_dec"] / norms[:, None]}
+    for name in ("b_enc", "b_gate", "b_mag"):
+        if name in out:
+            out[name] = out[name] * norms
+    return out
