@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 import re
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from monosem.loading import LoadSpec, load_specs, run_label
 from monosem.normaliser import Kind
+from monosem.tracking import Kind as TrackerKind
 from monosem.train import RunSpec
 from monosem.types import UserError
 from monosem.variants import Recipe, make_variant, variant_class
@@ -66,6 +68,7 @@ class TrainConfig(_Section):
     shuffle_rows: capacity of the mixing buffer, 0 for max(2^19, 64 batches).
     dead_after: tokens without firing after which a feature counts as dead.
     normalise: scalar or per-token normaliser of the activations.
+    track: where logs and held-out numbers are copied, `tensorboard` or `wandb`. Results don't depend on it.
     """
 
     d_sae: int = 16_384
@@ -77,6 +80,7 @@ class TrainConfig(_Section):
     dead_after: int = Field(default=10_000_000, ge=1)
     log_every: int = Field(default=0, ge=0)
     checkpoint_seconds: float = Field(default=60.0, ge=0)
+    track: TrackerKind = ""
     lr: float | None = Field(default=None, gt=0)
     beta1: float | None = Field(default=None, ge=0, lt=1)
     beta2: float | None = Field(default=None, ge=0, lt=1)
@@ -129,10 +133,11 @@ class StudyFile(_Section):
 
 @dataclass(frozen=True)
 class Study:
-    """A checked study: the sections and the runs that its `[[run]]` families fan out to."""
+    """A checked study: the sections, the runs that its `[[run]]` families fan out to, and those to be loaded."""
 
     file: StudyFile
     runs: list[RunSpec]
+    loads: list[LoadSpec] = field(default_factory=list)
 
     def toml(self) -> str:
         """Return the resolved study as TOML."""
@@ -173,16 +178,20 @@ def make_study(data: dict[str, Any], where: str = "study") -> Study:
     if not re.fullmatch(r"[\w.-]+", file.name):
         raise UserError(f'{where}: name = "{file.name}": use letters, digits, ".", "_" and "-" only')
     runs: list[RunSpec] = []
+    loads: list[LoadSpec] = []
     for index, family in enumerate(file.run):
         try:
-            runs += _fan_out(family, file.train)
+            if "load" in family:
+                loads += load_specs(family)
+            else:
+                runs += _fan_out(family, file.train)
         except UserError as error:
             raise UserError(f"{where}: [[run]] number {index + 1}: {error}") from error
-    names = [run.name for run in runs]
+    names = [run.name for run in (*runs, *loads)]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f'{where}: two runs are called "{name}"; give one [[run]] another name')
-    return Study(file, runs)
+    return Study(file, runs, loads)
 
 
 def _sentence(error: ValidationError) -> str:
@@ -239,10 +248,10 @@ def _fan_out(family: dict[str, Any], train: TrainConfig) -> list[RunSpec]:
     settings = dict(family)
     variant_name = settings.pop("variant", None)
     if not isinstance(variant_name, str):
-        raise UserError('variant: missing; write for example variant = "topk"')
-    label = settings.pop("name", variant_name)
-    if not isinstance(label, str) or not re.fullmatch(r"[\w.-]+", label):
-        raise UserError(f'name = {label!r}: use letters, digits, ".", "_" and "-" only')
+        raise UserError(
+            'variant: missing; write for example variant = "topk", or load = "folder" for an SAE that exists'
+        )
+    label = run_label(settings.pop("name", variant_name))
     known = [f.name for f in fields(variant_class(variant_name))]
     shared = ("d_sae", "seeds", *RECIPE_KEYS)
     for key in settings:

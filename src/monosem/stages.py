@@ -9,28 +9,28 @@ from __future__ import annotations
 import fnmatch
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from monosem.activations import open_activations
 from monosem.catalogue import find_study
 from monosem.config import Study, load_study, make_study, parse_setting
 from monosem.embedded import CORPUS_VERSION
 from monosem.environment import describe
 from monosem.evals import Inputs, evaluation_names, make_evaluation
-from monosem.evaluate import evaluate, incomplete, last_settings
+from monosem.evaluate import evaluate, incomplete, last_settings, load_results
 from monosem.harvest import HARVEST_VERSION, harvest
 from monosem.kernels.settings import configure, reference_kernels
 from monosem.measuring import measure_inputs, measure_runs
-from monosem.model import model_identity, resolve_device
+from monosem.model import model_identity
 from monosem.progress import Ticker
 from monosem.report import render
 from monosem.sources import documents, source_files
-from monosem.store import read_json, study_lock, value_hash, write_json, write_text
+from monosem.store import read_json, study_lock, write_json, write_text
 from monosem.summary import build_summary
 from monosem.text import pack
-from monosem.train import TRAIN_VERSION, Plan, RunSpec, Trainer, train
+from monosem.tracking import check_tracker, publish
+from monosem.training import load_runs, train_runs
 from monosem.types import UserError
 from monosem.work import Work, run_infos
 
@@ -60,6 +60,8 @@ def compare(
     elif isinstance(study, dict):
         study = make_study(study)
     folder = Path(out) if out else found or Path("runs") / study.file.name
+    if only not in ("harvest", "report"):
+        check_tracker(study.file.train.track)
     compute = study.file.compute
     configure(threads=compute.threads, chunk=compute.chunk, first_look=compute.first_look)
     with study_lock(folder), reference_kernels(compute.reference):
@@ -188,40 +190,6 @@ def _harvest(work: Work) -> str | None:
     )
 
 
-def plan_of(study: Study, meta: dict[str, Any]) -> tuple[Plan, list[RunSpec]]:
-    """Return the training plan and one spec a run; a run's key covers everything that its weights depend on.
-
-    meta: content of activations/meta.json. Raises UserError when there are fewer tokens than one batch.
-    """
-    file, t = study.file, study.file.train
-    tokens = t.tokens or meta["splits"]["train"]["tokens"]
-    steps = tokens // t.batch_size
-    if steps < 1:
-        raise UserError(f"train.tokens = {tokens} makes no batch of train.batch_size = {t.batch_size}; lower that")
-    facts = {
-        "site": file.model.site,
-        "model": file.model.name or "SmolLM2-135M-Instruct",
-        "context": file.model.context,
-        "activations": meta["hash"],
-    }
-    plan = Plan(
-        t.batch_size,
-        steps,
-        t.normalise,
-        t.shuffle_rows,
-        file.text.seed,
-        t.dead_after,
-        t.log_every,
-        t.checkpoint_seconds,
-        facts,
-    )
-    shared = {k: v for k, v in asdict(plan).items() if k not in ("log_every", "checkpoint_seconds")}
-    if file.compute.reference:
-        shared["reference"] = True
-    keys = [value_hash({"version": TRAIN_VERSION, "plan": shared, "run": asdict(run)}) for run in study.runs]
-    return plan, [replace(run, key=key) for run, key in zip(study.runs, keys, strict=True)]
-
-
 def _harvested(work: Work) -> dict[str, Any]:
     """Return meta.json's content. Raises UserError when it is missing or was made with other settings."""
     meta, header = read_json(work.activations / "meta.json"), harvest_header(work.study)
@@ -236,35 +204,8 @@ def _harvested(work: Work) -> dict[str, Any]:
 
 def _train(work: Work) -> str | None:
     meta = _harvested(work)
-    plan, specs = plan_of(work.study, meta)
-    todo = [spec for spec in specs if not _trained(work.sae_folder(spec.name), spec.key)]
-    if not todo:
-        return None
-    for spec in todo:
-        spec.variant.check(meta["d_in"], spec.d_sae)
-    store = open_activations(work.activations, "train")
-    began = any((work.sae_folder(spec.name) / "checkpoint").is_dir() for spec in todo)
-    total = plan.steps * plan.batch_size
-    with work.ticker.bar("train", total, "tokens") as bar:
-
-        def report(step: int, trainers: list[Trainer]) -> None:
-            bar.to((step + 1) * plan.batch_size)
-            bar.table({t.spec.name: t.latest for t in trainers if t.latest})
-
-        train(
-            todo, plan, store, work.folder / "saes", device=resolve_device(work.study.file.model.device), report=report
-        )
-    kept = len(specs) - len(todo)
-    return ("resumed, " if began else "") + (
-        f"{len(todo)} runs, {plan.steps:,} steps of {plan.batch_size:,} tokens, {total / store.n:.2f} passes"
-        + (f"; {kept} runs reused" if kept else "")
-    )
-
-
-def _trained(folder: Path, key: str) -> bool:
-    if not (folder / "cfg.json").exists() or not (folder / "log.parquet").exists():
-        return False
-    return read_json(folder / "cfg.json").get("monosem", {}).get("train_key") == key
+    notes = [note for note in (train_runs(work, meta), load_runs(work, meta)) if note]
+    return "; ".join(notes) or None
 
 
 def _measure(work: Work) -> str | None:
@@ -280,6 +221,9 @@ def _measure(work: Work) -> str | None:
         if "codes" not in evaluation.needs or file.measure.codes:
             evaluation = make_evaluation(name, last_settings(evaluation, name, inputs))
             judged += evaluate(evaluation, name, inputs, shared)[0]
+    if file.train.track:
+        results = [*load_results(inputs, "frontier"), *load_results(inputs, "density")]
+        publish(file.train.track, file.name, work.folder, results, work.say)
     if not todo and not judged:
         return None
     return f"{todo} runs on {meta['splits']['eval']['tokens']:,} held-out tokens"

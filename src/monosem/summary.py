@@ -67,13 +67,13 @@ def _run(frontier: Judged, density: Judged, meta: dict[str, Any], tokens_hash: s
     facts = {
         "name": info.name,
         "variant": info.variant,
-        "hyper": {**info.hyper, **{k: v for k, v in ours["recipe"].items() if k == "lr"}},
+        "hyper": {**info.hyper, **{k: v for k, v in ours.get("recipe", {}).items() if k == "lr"}},
         "seed": info.seed,
         "site": meta["site"],
         "d_in": meta["d_in"],
         "d_sae": info.d_sae,
-        "tokens": ours["tokens"],
-        "train_tokens_per_second": ours["train_tokens_per_second"],
+        "tokens": ours.get("tokens"),
+        "train_tokens_per_second": ours.get("train_tokens_per_second"),
         "dead": int(dead.value) if dead else None,
         "tokens_hash": tokens_hash,
     }
@@ -81,6 +81,9 @@ def _run(frontier: Judged, density: Judged, meta: dict[str, Any], tokens_hash: s
         name: None if (e := scalars.get(name)) is None else e.as_dict() for name in (*SUMMARY_ESTIMATES, *EXTRA)
     }
     missing = {name: reasons.get(name, "not measured") for name, value in estimates.items() if value is None}
+    if "loaded" in ours:
+        facts["loaded"] = ours["loaded"]
+        missing |= dict.fromkeys(("tokens", "train_tokens_per_second"), "it was not trained here")
     return {**facts, **estimates, "reasons": missing}
 
 
@@ -130,6 +133,8 @@ def _against(c: dict[str, Any], variant: str = "") -> str:
 def _training(study: Study, infos: list[RunInfo], meta: dict[str, Any]) -> dict[str, Any]:
     t = study.file.train
     stored = meta["splits"]["train"]["tokens"]
+    if not study.runs:
+        return {}
     tokens = read_json(infos[0].folder / "cfg.json")["monosem"]["tokens"]
     recipe = {key: value for key in ("lr", "lr_warmup", "lr_decay", "clip") if (value := getattr(t, key)) is not None}
     return {
@@ -152,10 +157,27 @@ def _sources(source: str) -> list[dict[str, Any]]:
     return corpus_sources()
 
 
+def _loaded_caveat(judged: Judged) -> str:
+    """Return what a reader has to know of a run that was loaded, "" for others."""
+    loaded = read_json(judged.info.folder / "cfg.json")["monosem"].get("loaded")
+    if not loaded:
+        return ""
+    told = f"{judged.info.name} was trained elsewhere ({loaded['source']}), on other tokens than the rest"
+    if loaded["unsaid"]:
+        told += f"; its files don't say for which {' and '.join(loaded['unsaid'])}"
+    explained = judged.result.scalars.get("explained_variance")
+    if explained and explained.high < 0:
+        told += (
+            f"; it reconstructs worse than the mean does (explained variance {explained.value:.2f}): "
+            f"`monosem doctor {loaded['source']}` looks for the mistake"
+        )
+    return told + "."
+
+
 def _caveats(study: Study, frontier: list[Judged]) -> list[str]:
-    caveats = []
+    caveats = [caveat for judged in frontier if (caveat := _loaded_caveat(judged))]
     seeds = {run.seed for run in study.runs}
-    if len(seeds) < 3:
+    if len(seeds) < 3 and study.runs:
         caveats.append(
             f"{len(seeds)} training seed{'s' if len(seeds) > 1 else ''}: the intervals cover which documents were held "
             "out, not how another seed would come out; a claim between variants needs three seeds at least."

@@ -14,6 +14,10 @@ class UserError(Exception):
     """
 
 
+class FormatWarning(UserWarning):
+    """Something in a file that doesn't keep it from being read, but that its owner should know."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A measured quantity: point value, 95 % interval and the number of tokens (or features) behind it."""

@@ -44,23 +44,18 @@ class Work:
 
 
 def run_infos(work: Work) -> list[RunInfo]:
-    """Return what is known of the study's trained runs. Raises UserError naming one that is not trained yet."""
-    infos = []
-    for run in work.study.runs:
-        cfg_path = work.sae_folder(run.name) / "cfg.json"
-        if not cfg_path.exists():
-            raise UserError(f"{cfg_path}: run {run.name} is not trained yet; run `monosem train {work.folder}` first")
-        cfg = read_json(cfg_path)
-        ours = cfg["monosem"]
-        infos.append(
-            RunInfo(
-                run.name,
-                run.variant_name,
-                ours["hyper"],
-                run.seed,
-                cfg["d_sae"],
-                ours["weights_sha256"],
-                cfg_path.parent,
-            )
-        )
-    return infos
+    """Return what is known of the study's runs, trained and then loaded ones; the variant of the latter is their
+    family's name. Raises UserError naming one that is not trained or loaded yet.
+    """
+    runs = [(run.name, run.variant_name, run.seed) for run in work.study.runs]
+    loads = [(load.name, load.family, 0) for load in work.study.loads]
+    return [_info(work, *run) for run in (*runs, *loads)]
+
+
+def _info(work: Work, name: str, variant: str, seed: int) -> RunInfo:
+    cfg_path = work.sae_folder(name) / "cfg.json"
+    if not cfg_path.exists():
+        raise UserError(f"{cfg_path}: run {name} is not there yet; run `monosem train {work.folder}` first")
+    cfg = read_json(cfg_path)
+    ours = cfg["monosem"]
+    return RunInfo(name, variant, ours["hyper"], seed, cfg["d_sae"], ours["weights_sha256"], cfg_path.parent)

@@ -5,10 +5,13 @@ One file for what concerns studies, ratings and single SAEs each.
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import typer
 
 from monosem.cli import rating, saes, studies
-from monosem.types import UserError
+from monosem.types import FormatWarning, UserError
 
 app = typer.Typer(
     name="monosem",
@@ -24,11 +27,19 @@ app.add_typer(rating.app, name="rate")
 
 def run() -> int:
     """Run the command line and return its exit code: 2 with one sentence for what the user can mend."""
-    try:
-        app()
-    except SystemExit as exit_:
-        return int(exit_.code or 0)
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        return 2
-    return 0
+    with warnings.catch_warnings():
+        warnings.showwarning = _show
+        try:
+            app()
+        except SystemExit as exit_:
+            return int(exit_.code or 0)
+        except UserError as error:
+            typer.echo(f"error: {error}", err=True)
+            return 2
+        return 0
+
+
+def _show(message: Any, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+    ours = issubclass(category, FormatWarning)
+    text = f"warning: {message}\n" if ours else warnings.formatwarning(message, category, filename, lineno)
+    typer.echo(text, err=True, nl=False)

@@ -2,6 +2,76 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 app = typer.Typer()
+Spec = Annotated[
+    str, typer.Argument(metavar="SPEC", help="A folder, a file, hf:owner/name[/folder] or saelens:release/id.")
+]
+
+
+@app.command()
+def convert(
+    source: Spec,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder.")],
+    to: Annotated[str, typer.Option("--to", help="A format (see `monosem list formats`).")] = "saelens",
+    site: Annotated[str, typer.Option("--site", help="Where it was trained, if the files don't say.")] = "",
+    model: Annotated[str, typer.Option("--model", help="On which model, if the files don't say.")] = "",
+    scale: Annotated[float, typer.Option("--scale", help="It was trained on activations times this; fold it.")] = 1.0,
+) -> None:
+    """Write an SAE in another format; it computes the same."""
+    from monosem.formats import convert as convert_sae
+
+    sae = convert_sae(source, folder, to, site=site, model=model, scale=scale)
+    where = sae.facts.get("site") or "a site that the files don't name"
+    typer.echo(f"{folder}: {sae.variant_name}, {sae.d_sae:,} features, d_in {sae.d_in}, of {where}, as {to}")
+
+
+Shared = Annotated[Path, typer.Argument(metavar="DIR", help="An SAE (saes/<run>) or a whole study folder.")]
+License = Annotated[str | None, typer.Option("--license", help="The hub's name of a licence, for the card.")]
+Repository = Annotated[str, typer.Argument(metavar="hf:OWNER/NAME[/FOLDER]", help="A model repository of the hub.")]
+
+
+@app.command()
+def card(
+    folder: Shared,
+    out: Annotated[Path | None, typer.Option("--out", help="Where to; default DIR/README.md.")] = None,
+    repo: Annotated[str, typer.Option("--repo", help="The repository that it will lie in.")] = "hf:OWNER/NAME",
+    license: License = None,
+) -> None:
+    """Write a model card with its figure beside it: numbers, definitions, how to load, how it was trained."""
+    from monosem.card import write_card
+
+    for path in write_card(folder, out or folder / "README.md", repo, license):
+        typer.echo(path)
+
+
+@app.command()
+def push(
+    folder: Shared,
+    repo: Repository,
+    private: Annotated[bool, typer.Option("--private", help="Only you and your organisation can read it.")] = False,
+    revision: Annotated[str | None, typer.Option("--revision", help="A branch, made if there is none.")] = None,
+    message: Annotated[str | None, typer.Option("--message", help="The commit's message.")] = None,
+    card: Annotated[Path | None, typer.Option("--card", help="A card of your own instead of a fresh one.")] = None,
+    license: License = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the files and their sizes.")] = False,
+) -> None:
+    """Publish an SAE or a study on the Hugging Face hub, with a model card, as one commit."""
+    from monosem.card import shared_files
+    from monosem.hub import push as push_files
+
+    place = f"{repo}@{revision}" if revision else repo
+    files = shared_files(folder, place, license, card)
+    sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
+    for name, size in sizes.items():
+        typer.echo(f"{size:>13,}  {name}")
+    total = f"{len(files)} files, {sum(sizes.values()):,} bytes"
+    if dry_run:
+        typer.echo(f"{total}; nothing was sent")
+        return
+    url = push_files(files, place, private=private, message=message or f"monosem: {folder.resolve().name}")
+    typer.echo(f"{total}, in one commit: {url}")

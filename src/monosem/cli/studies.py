@@ -116,12 +116,27 @@ def export_features(
     features: Annotated[int, typer.Option("--features", help="How many of each run, evenly spaced; 0: all.", min=0)] = (
         100
     ),
-    format: Annotated[str, typer.Option("--format", help="html or neuronpedia.")] = "html",
+    format: Annotated[str, typer.Option("--format", help="html, saedashboard or neuronpedia.")] = "html",
 ) -> None:
-    """Write features as pages that need no server, or as JSON in Neuronpedia's layout."""
-    from monosem.app.export import export
+    """Write features as pages that need no server, or as SAEDashboard's or Neuronpedia's JSON."""
+    from monosem.exports import export_features as export
 
     typer.echo(f"{export(folder, out or folder / 'features', runs, features, format, typer.echo)}")
+
+
+@app.command(name="export-results")
+def export_results(
+    folder: Annotated[Path, typer.Argument(metavar="STUDY_DIR", help="A study folder.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Where to; default STUDY_DIR/saebench.")] = None,
+    runs: Annotated[str, typer.Option("--runs", help="Only runs whose name matches this pattern.")] = "*",
+    format: Annotated[str, typer.Option("--format", help="saebench.")] = "saebench",
+) -> None:
+    """Write results as SAEBench result files, with monosem's definitions and intervals beside its names."""
+    from monosem.exports import export_results as export
+
+    out = out or folder / "saebench"
+    files = export(folder, out, runs, format, typer.echo)
+    typer.echo(f"{len(files)} files in {out}")
 
 
 @app.command(name="list")

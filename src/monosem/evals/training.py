@@ -9,7 +9,6 @@ import polars as pl
 
 from monosem.evals import Evaluation, Inputs, Judged, Result, RunInfo
 from monosem.schema import Axis, Chart, Series
-from monosem.types import UserError
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,8 @@ class Training(Evaluation):
 
     def run(self, info: RunInfo, prepared: Any) -> Result:
         path = info.folder / "log.parquet"
-        if not path.exists():
-            raise UserError(f"{path}: no such file; this SAE was not trained here")
+        if not path.exists():  # an SAE that was loaded, not trained here
+            return Result({}, pl.DataFrame({name: [] for name in ("step", "tokens", "nmse", "l0")}))
         return Result({}, pl.read_parquet(path))
 
     def figure(self, judged: list[Judged]) -> list[Chart]:
@@ -42,6 +41,7 @@ class Training(Evaluation):
                         j.info.name, j.result.rows["tokens"].to_list(), j.result.rows[column].to_list(), j.info.variant
                     )
                     for j in judged
+                    if j.result.rows.height
                 ],
                 note=note,
                 section="Training",

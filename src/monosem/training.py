@@ -1,0 +1,129 @@
+"""The train stage: the runs that lack an SAE are trained in lockstep, those trained elsewhere are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from monosem.activations import open_activations
+from monosem.config import Study
+from monosem.loading import LoadSpec, Where, load_key, load_run
+from monosem.model import resolve_device
+from monosem.store import read_json, value_hash
+from monosem.tracking import tracking
+from monosem.train import TRAIN_VERSION, Plan, RunSpec, Trainer, prepare, train
+from monosem.types import UserError
+from monosem.work import Work
+
+
+def plan_of(study: Study, meta: dict[str, Any]) -> tuple[Plan, list[RunSpec]]:
+    """Return the training plan and one spec a run; a run's key covers everything that its weights depend on.
+
+    meta: content of activations/meta.json. Raises UserError when there are fewer tokens than one batch.
+    """
+    file, t = study.file, study.file.train
+    tokens = t.tokens or meta["splits"]["train"]["tokens"]
+    steps = tokens // t.batch_size
+    if steps < 1:
+        raise UserError(f"train.tokens = {tokens} makes no batch of train.batch_size = {t.batch_size}; lower that")
+    facts = {
+        "site": file.model.site,
+        "model": _model_name(study),
+        "context": file.model.context,
+        "activations": meta["hash"],
+    }
+    plan = Plan(
+        t.batch_size,
+        steps,
+        t.normalise,
+        t.shuffle_rows,
+        file.text.seed,
+        t.dead_after,
+        t.log_every,
+        t.checkpoint_seconds,
+        facts,
+    )
+    shared = {k: v for k, v in asdict(plan).items() if k not in ("log_every", "checkpoint_seconds")}
+    if file.compute.reference:
+        shared["reference"] = True
+    keys = [value_hash({"version": TRAIN_VERSION, "plan": shared, "run": asdict(run)}) for run in study.runs]
+    return plan, [replace(run, key=key) for run, key in zip(study.runs, keys, strict=True)]
+
+
+def _model_name(study: Study) -> str:
+    return study.file.model.name or "SmolLM2-135M-Instruct"
+
+
+def load_runs(work: Work, meta: dict[str, Any]) -> str | None:
+    """Read the SAEs that the study loads, where they changed; return what was done, in words."""
+    loads = work.study.loads
+    if not loads:
+        return None
+    t = work.study.file.train
+    where = Where(_model_name(work.study), meta["site"], meta["d_in"], meta["hash"], t.normalise)
+    keys = {spec.name: _load_key(work, spec, where) for spec in loads}
+    todo = [spec for spec in loads if not _has_key(work.sae_folder(spec.name), keys[spec.name])]
+    if not todo:
+        return None
+    plan = Plan(t.batch_size, 1, t.normalise, shuffle_seed=work.study.file.text.seed)
+    normaliser = prepare(open_activations(work.activations, "train"), plan).normaliser
+    for spec in todo:
+        for warning in load_run(spec, where, normaliser, keys[spec.name], work.sae_folder(spec.name)):
+            work.say(f"warning: {warning}")
+    return f"{len(todo)} SAEs loaded"
+
+
+def _load_key(work: Work, spec: LoadSpec, where: Where) -> str:
+    """Return the key of a run to be loaded; where its files are gone, that of the copy that was made of them."""
+    try:
+        return load_key(spec, where)
+    except UserError as error:
+        cfg = work.sae_folder(spec.name) / "cfg.json"
+        ours = read_json(cfg)["monosem"] if cfg.exists() else {}
+        if ours.get("loaded", {}).get("source") != spec.source:
+            raise UserError(f"run {spec.name}: {error}") from error
+        work.say(f"warning: {error}; run {spec.name} stays as it was loaded before")
+        return ours["train_key"]
+
+
+def train_runs(work: Work, meta: dict[str, Any]) -> str | None:
+    """Train the study's runs that are missing or out of date; return what was done, in words, None for nothing."""
+    if not work.study.runs:
+        return None
+    plan, specs = plan_of(work.study, meta)
+    todo = [spec for spec in specs if not _trained(work.sae_folder(spec.name), spec.key)]
+    if not todo:
+        return None
+    for spec in todo:
+        spec.variant.check(meta["d_in"], spec.d_sae)
+    store = open_activations(work.activations, "train")
+    began = any((work.sae_folder(spec.name) / "checkpoint").is_dir() for spec in todo)
+    total = plan.steps * plan.batch_size
+    file = work.study.file
+    with (
+        work.ticker.bar("train", total, "tokens") as bar,
+        tracking(file.train.track, file.name, work.folder, work.say) as follow,
+    ):
+
+        def report(step: int, trainers: list[Trainer]) -> None:
+            bar.to((step + 1) * plan.batch_size)
+            bar.table({t.spec.name: t.latest for t in trainers if t.latest})
+            follow(trainers)
+
+        train(todo, plan, store, work.folder / "saes", device=resolve_device(file.model.device), report=report)
+    kept = len(specs) - len(todo)
+    return ("resumed, " if began else "") + (
+        f"{len(todo)} runs, {plan.steps:,} steps of {plan.batch_size:,} tokens, {total / store.n:.2f} passes"
+        + (f"; {kept} runs reused" if kept else "")
+    )
+
+
+def _trained(folder: Path, key: str) -> bool:
+    return (folder / "log.parquet").exists() and _has_key(folder, key)
+
+
+def _has_key(folder: Path, key: str) -> bool:
+    if not (folder / "cfg.json").exists():
+        return False
+    return read_json(folder / "cfg.json").get("monosem", {}).get("train_key") == key
