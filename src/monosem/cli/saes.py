@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -28,6 +29,41 @@ def convert(
     sae = convert_sae(source, folder, to, site=site, model=model, scale=scale)
     where = sae.facts.get("site") or "a site that the files don't name"
     typer.echo(f"{folder}: {sae.variant_name}, {sae.d_sae:,} features, d_in {sae.d_in}, of {where}, as {to}")
+
+
+@app.command()
+def doctor(
+    source: Spec,
+    site: Annotated[str, typer.Option("--site", help="Where it was trained, if not as the files say.")] = "",
+    model: Annotated[str, typer.Option("--model", help="An id, a folder or `embedded`, if not as the files say.")] = "",
+    text: Annotated[str, typer.Option("--text", help="A file, folder or data set; default the embedded text.")] = "",
+    tokens: Annotated[int, typer.Option("--tokens", help="How many tokens of it to read.", min=2000)] = 20_000,
+    positions: Annotated[
+        Literal["text", "all"], typer.Option("--positions", help="all: read it at position 0 and special tokens, too.")
+    ] = "text",
+    json: Annotated[Path | None, typer.Option("--json", help="Write the diagnosis there, too.")] = None,
+) -> None:
+    """Say which reading of an SAE's file is right; exit code 1 when it isn't the one as it stands."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from monosem.doctor import examine, shown
+    from monosem.store import write_json
+
+    told = partial(typer.echo, err=True)
+    found = examine(source, site=site, model=model, text=text, tokens=tokens, positions=positions, say=told)
+    few, many = (f"{row.l0.n:,}" for row in (found.rows[-1], found.rows[0]))
+    caption = f"{few} tokens a reading, {many} for those that the verdict rests on; 95 % intervals over documents"
+    table = Table("reading", "L0", "explained variance", "", box=box.SIMPLE_HEAD, caption=caption)
+    for row in found.rows:
+        table.add_row(row.reading, f"{row.l0.value:,.1f}", shown(row.explained_variance), row.mark)
+    Console(soft_wrap=True).print(table)
+    for line in (*found.notes, found.sentence):
+        typer.echo(line)
+    if json is not None:
+        write_json(json, found.as_dict())
+    raise typer.Exit(0 if found.verdict == "right" else 1)
 
 
 Shared = Annotated[Path, typer.Argument(metavar="DIR", help="An SAE (saes/<run>) or a whole study folder.")]
