@@ -13,10 +13,11 @@ import torch
 from starlette.testclient import TestClient
 
 from monosem.app import make_app
-from monosem.app.export import FORMATS, export
+from monosem.app.export import export
 from monosem.app.study import Study
 from monosem.app.table import features_table
 from monosem.evals import make_evaluation
+from monosem.exports import FEATURE_FORMATS, export_features
 from monosem.formats.saelens import save_sae
 from monosem.model import load_model
 from monosem.rating.draw import draw
@@ -105,13 +106,13 @@ def test_results_must_say_of_which_weights_they_are(study: Path) -> None:
     assert Study(study).rows(RUN, "scored") is None
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", FEATURE_FORMATS)
 @pytest.mark.parametrize("how", LOST)
 def test_exports_refuse_codes_that_are_lost(study: Path, tmp_path: Path, how: str, format: str) -> None:
     LOST[how](study)
     with pytest.raises(UserError, match="monosem measure"):
-        export(study, tmp_path / "out", runs=RUN, features=0, format=format)
-    assert not list(tmp_path.glob("out/*/*.jsonl"))
+        export_features(study, tmp_path / "out", runs=RUN, features=0, format=format)
+    assert not list((tmp_path / "out").rglob("*.json*"))
 
 
 def test_a_bad_run_leaves_the_others_their_neighbours(study: Path) -> None:
@@ -190,10 +191,9 @@ def test_numbers_of_runs_that_are_none_are_left_out(study: Path) -> None:
     assert client(study).get("/").status_code == client(study).get(f"/run/{RUN}").status_code == 200
 
 
-def test_neuronpedia_has_tokens_as_they_are(folder: Path, tmp_path: Path) -> None:
-    path = export(folder, tmp_path, runs=RUN, features=0, format="neuronpedia")
-    for line in path.read_text(encoding="utf-8").splitlines():
-        one = json.loads(line)
+def test_dashboards_have_tokens_as_they_are(folder: Path, tmp_path: Path) -> None:
+    where = export_features(folder, tmp_path, runs=RUN, features=0, format="saedashboard")
+    for one in json.loads((where / "batch-0.json").read_text())["features"]:
         assert {"\n", "\u202e"} <= set(one["pos_str"]) & set(one["neg_str"])
     assert ">↵<" in client(folder).get(f"/run/{RUN}/feature/{DENSE}").text
 
