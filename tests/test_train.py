@@ -32,7 +32,11 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def store_of(n: int = 2000, seed: int = 0) -> Activations:
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, 5, generator=generator).relu() @ torch.randn(5, D_IN, generator=generator) + 1
+    return as_store(torch.randn(n, 5, generator=generator).relu() @ torch.randn(5, D_IN, generator=generator) + 1)
+
+
+def as_store(x: torch.Tensor) -> Activations:
+    n = len(x)
     columns = {name: torch.zeros(n, dtype=torch.int32) for name in ("doc", "pos", "token")}
     return Activations([x[: n // 3], x[n // 3 :]], columns, 1, "hash")
 
@@ -74,9 +78,14 @@ def test_training_keeps_unit_rows_and_lowers_the_error(tmp_path: Path) -> None:
         spec_of("topk", k=4),
         spec_of("gated", mode="paper", l1_coefficient=0.5),
         spec_of("standard", l1_coefficient=0.5),
+        spec_of("batchtopk", k=4),
+        spec_of("matryoshka", k=4),
+        spec_of("jumprelu", l0_coefficient=0.5, bandwidth=0.1, recipe=Recipe(lr=1e-2, beta1=0.0, clip=0.0)),
+        spec_of("p_anneal", l1_coefficient=0.5),
     ]
     train(specs, replace(PLAN, steps=200), store_of(), tmp_path)
-    for name, unit in (("topk", True), ("gated", True), ("standard", False)):
+    units = {"topk": True, "gated": True, "standard": False, "batchtopk": True, "matryoshka": True, "jumprelu": True}
+    for name, unit in {**units, "p_anneal": False}.items():
         log = pl.read_parquet(tmp_path / name / "log.parquet")
         assert log["nmse"][-1] < 0.5 * log["nmse"][0]
         assert log["step"][-1] == 199
@@ -85,6 +94,40 @@ def test_training_keeps_unit_rows_and_lowers_the_error(tmp_path: Path) -> None:
         norms = sae.weights["W_dec"].norm(dim=1)
         assert bool((norms - 1).abs().max() < 1e-5) == unit
         assert not (tmp_path / name / "checkpoint").exists()
+
+
+@pytest.mark.parametrize("name", ["batchtopk", "matryoshka"])
+def test_the_threshold_gives_the_sparsity_that_was_asked_for(name: str, tmp_path: Path) -> None:
+    """On held-out rows, one by one, from the saved file."""
+    rows = store_of(8000).rows(np.arange(8000))
+    train([spec_of(name, k=4)], replace(PLAN, steps=200), as_store(rows[:5000]), tmp_path)
+    sae = load_sae(tmp_path / name)
+    l0 = torch.stack([codes.l0() for codes in map(sae.codes, rows[5000:].split(50))]).mean()
+    assert 3.6 < float(l0) < 4.4
+
+
+def test_buffers_are_settled_restored_and_never_optimised(tmp_path: Path) -> None:
+    store, plan = store_of(), replace(PLAN, checkpoint_seconds=0.0)
+    specs = [spec_of("p_anneal", "p", p_updates=20, l1_coefficient=0.5), spec_of("batchtopk", "b", k=3)]
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def stop(step: int, trainers: list[Trainer]) -> None:
+        if step == 30:
+            raise Killed
+        seen[:] = [{key: w.detach().clone() for key, w in trainer.weights.items()} for trainer in trainers]
+
+    with pytest.raises(Killed):
+        train(specs, plan, store, tmp_path, report=stop)
+    resumed = [Trainer(spec, plan, prepare(store, plan), torch.device("cpu")) for spec in specs]
+    assert resume(resumed, tmp_path) == 30
+    for trainer, weights in zip(resumed, seen, strict=True):
+        assert all(torch.equal(w, weights[key]) for key, w in trainer.weights.items())
+        assert not set(trainer.spec.variant.buffers) & trainer.optimiser.moments().keys()
+    assert resumed[0].weights["penalty_scale"] != 1
+    assert resumed[0].weights["penalty_sums"].any()
+    assert resumed[1].weights["threshold"][0] > 0
+    assert resumed[0].sae().weights.keys() == {"W_enc", "b_enc", "W_dec", "b_dec"}
+    assert resumed[1].sae().weights.keys() == {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}
 
 
 def test_one_step_equals_adam_written_out() -> None:
@@ -138,6 +181,10 @@ def test_resumed_weights_are_bit_identical(tmp_path: Path, moments: tuple[int, .
         spec_of("standard", "ghost", l1_coefficient=0.5, dead="ghost"),
         spec_of("topk", "top", k=3, auxk=True),
         spec_of("gated", "gat"),
+        spec_of("batchtopk", "bat", k=3, auxk=True, threshold_from=5),
+        spec_of("jumprelu", "jmp", bandwidth=0.1),
+        spec_of("matryoshka", "mat", k=3, fractions=(0.25, 1.0)),
+        spec_of("p_anneal", "pan", p_updates=5),
     ]
     train(specs, PLAN, store_of(), tmp_path / "whole")
     plan = replace(PLAN, checkpoint_seconds=0.0)

@@ -5,14 +5,31 @@ Shapes and names are those of `monosem.variants`: W_enc [d_in, d_sae], W_dec [d_
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from monosem.dead import ghost_loss
-from monosem.kernels import Codes, active_products, row_norms, squared_distances, take_columns, take_rows
+from monosem.kernels import (
+    Codes,
+    DenseCodes,
+    Layout,
+    RaggedCodes,
+    active_products,
+    decode,
+    row_norms,
+    squared_distances,
+    take_columns,
+    take_rows,
+    top_products,
+)
 from monosem.types import UserError
 
 Weights = dict[str, Tensor]
+
+SAMPLE = 8
+"""One in so many rows of a batch tells roughly which activations are among the largest of the batch."""
 
 
 def tied_weights(d_in: int, d_sae: int, norm: float, generator: torch.Generator) -> Weights:
@@ -66,6 +83,84 @@ def relu_codes(w: Weights, x: Tensor, centred: bool) -> Codes:
     return products.like(torch.relu(products.values + products.at(w["b_enc"])))
 
 
+def jump_codes(w: Weights, x: Tensor, centred: bool) -> Codes:
+    """Return f = ReLU(h) 1[h > theta], h = c W_enc + b_enc, theta = threshold [d_sae], c as in `relu_codes`."""
+    highest = w["b_enc"] - w["threshold"].clamp_min(0)
+    products = active_products(x, w["W_enc"], highest, w["b_dec"] if centred else None)
+    h = products.values + products.at(w["b_enc"])
+    return products.like((h > products.at(w["threshold"])) * torch.relu(h))
+
+
+def batch_top_codes(w: Weights, x: Tensor, k: int, centred: bool, hint: float = 0.0) -> Codes:
+    """Return ReLU(c W_enc + b_enc) of a batch, [n, d_sae], with all but its n k largest entries set to 0; c as above.
+
+    Of equal entries the first ones are kept, row by row. Only entries above a guess of the smallest one kept are looked
+    at; where too few are, the guess is lowered, so that the choice is exact. hint: such a guess, 0 for none.
+    """
+    centre, wanted = w["b_dec"] if centred else None, len(x) * k
+    floors = _floors(w, x, k, centre, hint)
+    while True:
+        floor = next(floors)
+        products = active_products(x, w["W_enc"], w["b_enc"] - floor, centre)
+        h = products.values + products.at(w["b_enc"])
+        rounding = 2e-6 * (floor + float(w["b_enc"].detach().abs().max()))  # of b_enc - floor, and of sums with it
+        if floor == 0 or isinstance(products, DenseCodes) or int((h > floor + rounding).sum()) >= wanted:
+            break
+    codes = products.like(torch.relu(h))
+    return codes.like(_largest(codes, wanted) * codes.values)
+
+
+def _floors(w: Weights, x: Tensor, k: int, centre: Tensor | None, hint: float) -> Iterator[float]:
+    """Yield falling guesses of the smallest of the n k largest activations: the hint, from some rows, and 0."""
+    if hint > 0:
+        yield hint
+    with torch.no_grad():
+        rows, d_sae = x[::SAMPLE].contiguous(), len(w["b_enc"])
+        products = top_products(rows, w["W_enc"], w["b_enc"], min(4 * k, d_sae), centre)
+        h = (products.values + products.at(w["b_enc"])).flatten()
+        bar = max(0.0, float(h.kthvalue(max(1, h.numel() - round(1.25 * k * len(rows)))).values))
+    yield from (floor for floor in (bar, bar / 2, 0.0) if hint <= 0 or floor < hint)
+
+
+@torch.no_grad()
+def _largest(codes: DenseCodes | RaggedCodes, wanted: int) -> Tensor:
+    """Return which values are above 0 and among the `wanted` largest of all: bool, in the shape of `codes.values`."""
+    values = codes.values.flatten()
+    bar = values.kthvalue(len(values) - wanted + 1).values if wanted <= len(values) else values.new_zeros(())
+    kept = values > bar
+    if bar > 0:
+        equal = (values == bar).nonzero().squeeze(1)
+        if isinstance(codes, RaggedCodes):  # within a row, its entries are in any order
+            equal = equal[(codes.layout.rows[equal] * codes.d_sae + codes.indices[equal]).argsort()]
+        kept[equal[: wanted - int(kept.sum())]] = True
+    return kept.view(codes.values.shape)
+
+
+def nested_reconstructions(w: Weights, codes: Codes, widths: list[int]) -> list[Tensor]:
+    """Return f[:, :m] W_dec[:m] + b_dec, [n, d_in], for each m of `widths` (ascending), each made from the one before.
+
+    codes: f [n, d_sae].
+    """
+    made, first = [], 0
+    for width in widths:
+        if isinstance(codes, DenseCodes):
+            part = decode(DenseCodes(codes.values[:, first:width]), w["W_dec"][first:width])
+        else:
+            part = decode(_between(codes.layout, codes.values.flatten(), first, width), w["W_dec"])
+        made.append(part + (made[-1] if made else w["b_dec"]))
+        first = width
+    return made
+
+
+def _between(layout: Layout, values: Tensor, first: int, last: int) -> RaggedCodes:
+    """Return the entries above 0 of the features `first` to `last` - 1."""
+    inside = (layout.indices >= first) & (layout.indices < last) & (values > 0)
+    counts = torch.cat([inside.new_zeros(1, dtype=torch.int64), inside.cumsum(0)])
+    entries = inside.nonzero().squeeze(1)
+    part = Layout(counts[layout.offsets], layout.indices[entries], layout.d_sae)
+    return RaggedCodes(part, values.index_select(0, entries))
+
+
 def effective(w: Weights, codes: Codes) -> Tensor:
     """Return the effective activations f_i |w_i|, in the shape of `codes.values`; w_i is row i of W_dec."""
     return codes.values * codes.at(row_norms(w["W_dec"]))
@@ -77,6 +172,19 @@ def ghost_term(w: Weights, x: Tensor, xhat: Tensor, dead: Tensor, centred: bool)
     features = dead.nonzero().squeeze(1)
     h = c @ take_columns(w["W_enc"], features) + w["b_enc"][features]
     return ghost_loss(x, xhat, h, take_rows(w["W_dec"], features))
+
+
+def dead_estimate(w: Weights, x: Tensor, dead: Tensor, k: int, *, relu: bool, centred: bool) -> Tensor:
+    """Return ehat [n, d_in], the residual as the features `dead`, bool [d_sae], reconstruct it, for `auxk_loss`.
+
+    ehat = ReLU(TopK_k(h of dead features)) W_dec, without b_dec; at most as many features as are dead; without the ReLU
+    if not `relu`. Source: Gao et al. 2024 (arXiv 2406.04093), section 2.4 and appendix A.2.
+    """
+    features = dead.nonzero().squeeze(1)
+    b_enc, centre = w["b_enc"][features], w["b_dec"] if centred else None
+    products = top_products(x, take_columns(w["W_enc"], features), b_enc, min(k, len(features)), centre)
+    h = products.values + products.at(b_enc)
+    return decode(products.like(torch.relu(h) if relu else h), take_rows(w["W_dec"], features))
 
 
 def require_at_least_zero(**values: float) -> None:

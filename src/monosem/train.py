@@ -1,8 +1,8 @@
 """Train all runs of a study in lockstep over one stream of activations.
 
 The loop knows no variant: it asks for a loss, clips and steps, keeps decoder rows at norm 1 where the variant says so,
-counts how long each feature has been silent, and writes checkpoints that a killed run goes on from with bit-identical
-results.
+lets the variant settle what no gradient reaches, counts how long each feature has been silent, and writes checkpoints
+that a killed run goes on from with bit-identical results.
 """
 
 from __future__ import annotations
@@ -116,11 +116,12 @@ class Trainer:
         for name, w in weights.items():  # W_enc feature by feature, as the kernels go through it
             moved = w.to(device)
             stored = on_large_pages(moved.t()).t() if name == "W_enc" else on_large_pages(moved)
-            self.weights[name] = stored.requires_grad_()
+            self.weights[name] = stored.requires_grad_(name not in spec.variant.buffers)
         self.silent = torch.zeros(spec.d_sae, dtype=torch.int64, device=device)
         r = spec.recipe
         unit = spec.variant.constraint() == "unit"
-        self.optimiser = make_optimiser(self.weights, (r.beta1, r.beta2), r.eps, unit)
+        trained = {name: w for name, w in self.weights.items() if w.requires_grad}
+        self.optimiser = make_optimiser(trained, (r.beta1, r.beta2), r.eps, unit)
         self.log: list[dict[str, Any]] = []
         self.seconds = 0.0
         self.norm = math.inf  # of the last gradient, or a bound on it
@@ -156,6 +157,8 @@ class Trainer:
             self._record(loss, x, index, norm)
         self.optimiser.step(plan.learning_rate(spec.recipe, index), clip / norm if 0 < clip < norm else 1.0)
         with torch.no_grad():
+            for name, settled in spec.variant.settle(self.weights, loss, at).items():
+                self.weights[name].copy_(settled)
             self.silent.add_(len(x)).masked_fill_(loss.codes.fired(), 0)
 
     @torch.no_grad()
@@ -211,7 +214,9 @@ class Trainer:
         """Take over a state written by `state` and its log."""
         for name, w in self.weights.items():
             w.copy_(tensors[f"w.{name}"])
-        moments = {name: (tensors[f"adam.{name}.first"], tensors[f"adam.{name}.second"]) for name in self.weights}
+        moments = {
+            name: (tensors[f"adam.{name}.first"], tensors[f"adam.{name}.second"]) for name in self.optimiser.weights
+        }
         self.optimiser.restore(moments, facts["steps"])
         self.silent.copy_(tensors["silent"])
         self.log, self.seconds = facts["log"], facts["seconds"]
@@ -230,7 +235,7 @@ class Trainer:
             "kernels": describe(self.silent.device),
             **self.plan.facts,
         }
-        weights = {name: w.detach() for name, w in self.weights.items()}
+        weights = {name: w.detach() for name, w in self.weights.items() if name not in self.spec.variant.scratch}
         return Sae(self.spec.variant_name, self.spec.variant, weights, self.start.normaliser, facts)
 
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from monosem.formats.saelens import EXPECTED
 from monosem.kernels import DenseCodes, RaggedCodes, SparseCodes
 from monosem.types import UserError
-from monosem.variants import Step, Variant, Weights, make_variant, variant_class, variant_names
+from monosem.variants import KSparse, Step, Variant, Weights, make_variant, variant_class, variant_names
 
 D_IN, D_SAE, N = 6, 20, 33
 SHAPES = {
@@ -21,13 +22,25 @@ SHAPES = {
     "W_dec": (D_SAE, D_IN),
     "b_dec": (D_IN,),
     **dict.fromkeys(("b_enc", "b_gate", "b_mag", "r_mag", "threshold"), (D_SAE,)),
+    "penalty_scale": (),
+    "penalty_sums": (10, 2),
 }
 SETTINGS = {
     "standard": [{}, {"dead": "ghost"}, {"subtract_b_dec": True}],
     "tanh": [{}, {"tanh_scale": 3.0}, {"subtract_b_dec": True}],
     "gated": [{}, {"mode": "norm_ff"}, {"mode": "paper"}],
-    "topk": [{"k": 4}, {"k": 4, "auxk": True}, {"k": 4, "auxk": True, "aux_relu": False}],
+    "topk": [
+        {"k": 4},
+        {"k": 4, "auxk": True},
+        {"k": 4, "auxk": True, "aux_relu": False},
+        {"k": 4, "auxk": True, "subtract_b_dec": False},
+    ],
+    "batchtopk": [{"k": 4}, {"k": 4, "auxk": True}, {"k": 4, "subtract_b_dec": False}],
+    "matryoshka": [{"k": 4}, {"k": 4, "auxk": True, "fractions": (0.1, 1.0)}],
+    "jumprelu": [{"bandwidth": 1.0}, {"bandwidth": 1.0, "subtract_b_dec": True}],
+    "p_anneal": [{}, {"p_end": 0.5, "subtract_b_dec": True}, {"p_end": 1.0}],
 }
+BY_BATCH = {"batchtopk", "matryoshka"}  # in training, rows see each other
 CASES = [(name, hyper) for name in variant_names() for hyper in SETTINGS.get(name, [{}])]
 STEP = Step(silent_tokens=torch.arange(D_SAE) * 10, dead_after=100)
 
@@ -43,11 +56,11 @@ def make(name: str, hyper: dict, dtype: torch.dtype = torch.float64) -> tuple[Va
     w = variant.init(D_IN, D_SAE, generator(2), x.float())
     noise = generator(3)
     w = {key: (v + 0.2 * torch.randn(v.shape, generator=noise)).to(dtype) for key, v in w.items()}
-    return variant, w, x
+    return variant, {key: v.abs() if key == "threshold" else v for key, v in w.items()}, x
 
 
 def test_variants_are_found() -> None:
-    assert {"standard", "tanh", "gated", "topk"} <= set(variant_names())
+    assert {"standard", "tanh", "gated", "topk", *BY_BATCH, "jumprelu", "p_anneal"} <= set(variant_names())
 
 
 @pytest.mark.parametrize(("name", "hyper"), CASES)
@@ -61,7 +74,7 @@ def test_settings_are_data(name: str, hyper: dict) -> None:
     with pytest.raises(FrozenInstanceError):
         setattr(variant, first, 3)
     assert replace(variant, **asdict(variant)) == variant
-    assert name in type(variant).__name__.lower()
+    assert name.replace("_", "") in type(variant).__name__.lower()
     assert type(variant).__doc__
     with pytest.raises(TypeError):
         type(variant)(1)  # type: ignore[call-arg]
@@ -86,7 +99,7 @@ def test_start(name: str, hyper: dict) -> None:
 @pytest.mark.parametrize("n", [1, N])
 def test_shapes_and_gradients(name: str, hyper: dict, n: int) -> None:
     variant, w, x = make(name, hyper)
-    w = {key: v.requires_grad_() for key, v in w.items()}
+    w = {key: v.requires_grad_(key not in variant.buffers) for key, v in w.items()}
     loss = variant.loss(w, x[:n], STEP)
     assert isinstance(loss.codes, DenseCodes | SparseCodes | RaggedCodes)
     assert loss.codes.n_tokens == n
@@ -95,8 +108,9 @@ def test_shapes_and_gradients(name: str, hyper: dict, n: int) -> None:
     assert loss.codes.fired().shape == (D_SAE,)
     assert all(term.shape == () for term in loss.terms.values())
     torch.testing.assert_close(loss.total, sum(loss.terms.values(), torch.zeros((), dtype=x.dtype)))
-    grads = torch.autograd.grad(loss.total, list(w.values()), allow_unused=True)
-    for key, grad in zip(w, grads, strict=True):
+    trained = [key for key in w if key not in variant.buffers]
+    grads = torch.autograd.grad(loss.total, [w[key] for key in trained], allow_unused=True)
+    for key, grad in zip(trained, grads, strict=True):
         assert grad is not None, key
         assert grad.shape == w[key].shape
         assert grad.isfinite().all()
@@ -111,8 +125,45 @@ def test_codes_are_never_negative_and_belong_to_the_loss(name: str, hyper: dict)
     assert codes.l0() > 0
     assert torch.equal(codes.fired(), (codes.dense() > 0).any(0))
     torch.testing.assert_close(codes.l0(), (codes.dense() > 0).sum() / N)
-    assert torch.equal(codes.dense(), variant.loss(w, x, STEP).codes.dense())
+    trained = variant.loss(w, x, STEP).codes.dense()
+    assert (trained >= 0).all()
+    if name not in BY_BATCH:
+        assert torch.equal(codes.dense(), trained)
     torch.testing.assert_close(variant.decode(w, codes), codes.dense() @ w["W_dec"] + w["b_dec"])
+
+
+@pytest.mark.parametrize(("name", "hyper"), [case for case in CASES if case[0] in BY_BATCH])
+def test_the_batch_rule_is_the_inference_rule_with_the_threshold_of_the_batch(name: str, hyper: dict) -> None:
+    variant, w, x = make(name, hyper)
+    w["threshold"].zero_()
+    loss = variant.loss(w, x, STEP)
+    trained = loss.codes.dense()
+    assert (trained > 0).sum() == N * hyper["k"]
+    theta = variant.settle(w, loss, STEP)["threshold"]
+    torch.testing.assert_close(theta, trained[trained > 0].min().expand(D_SAE))
+    below = {**w, "threshold": torch.nextafter(theta, torch.zeros_like(theta))}
+    assert torch.equal(variant.encode(below, x).dense(), trained)
+    at = variant.encode({**w, "threshold": theta}, x).dense()
+    assert (at > 0).sum() == N * hyper["k"] - 1  # greater than the threshold, not equal to it
+
+
+@pytest.mark.parametrize(("name", "hyper"), CASES)
+def test_what_settles(name: str, hyper: dict) -> None:
+    """Settling changes no weights itself, and gives tensors that fit; what isn't saved is needed by neither verb."""
+    variant, w, x = make(name, hyper)
+    before = {key: v.clone() for key, v in w.items()}
+    loss = variant.loss(w, x, STEP)
+    for step in (STEP, Step(0, 1000), Step(169, 1000), Step(999, 1000)):
+        settled = variant.settle(w, loss, step)
+        assert settled.keys() <= w.keys()
+        assert all(v.shape == w[key].shape and v.dtype == w[key].dtype for key, v in settled.items())
+        assert all(v.isfinite().all() for v in settled.values())
+        assert all(torch.equal(w[key], before[key]) for key in w)
+    assert set(variant.scratch) <= set(variant.buffers) <= w.keys()
+    saved = {key: v for key, v in w.items() if key not in variant.scratch}
+    assert saved.keys() == set(EXPECTED[variant.architecture])
+    assert torch.equal(variant.encode(saved, x).dense(), variant.encode(w, x).dense())
+    assert variant.loss(saved, x, STEP).total.isfinite()
 
 
 @pytest.mark.parametrize(("name", "hyper"), CASES)
@@ -126,8 +177,10 @@ def test_rows_do_not_see_each_other(name: str, hyper: dict) -> None:
 def test_all_negative_rows(name: str, hyper: dict) -> None:
     """No feature is active: the reconstruction is b_dec and nothing becomes NaN."""
     variant, w, x = make(name, hyper)
-    w = {key: (v - 100 if key in ("b_enc", "b_gate", "b_mag") else v).requires_grad_() for key, v in w.items()}
+    w = {key: v - 100 if key in ("b_enc", "b_gate", "b_mag") else v for key, v in w.items()}
+    w = {key: v.requires_grad_(key not in variant.buffers) for key, v in w.items()}
     loss = variant.loss(w, x, STEP)
+    assert variant.settle(w, loss, STEP).keys() <= {"threshold"} - set(variant.buffers)  # nothing to learn from it
     assert loss.codes.l0() == 0
     torch.testing.assert_close(variant.decode(w, loss.codes), w["b_dec"].expand(N, -1))
     loss.total.backward()
@@ -148,14 +201,17 @@ def test_equal_rows(name: str, hyper: dict) -> None:
 )
 @pytest.mark.parametrize("s", [0.5, 7.0])
 def test_scale_covariance(name: str, hyper: dict, s: float) -> None:
-    """Scaling rows, biases and coefficient by s scales the loss by s^2; TopK's is relative and doesn't change."""
+    """Scaling rows, biases and coefficient by s scales the loss by s^2; those of TopK's kind are relative."""
     variant, w, x = make(name, hyper)
     known = asdict(variant)
-    powers = {"l1_coefficient": 1, "tanh_scale": -1}
+    powers = {"l1_coefficient": 2 - known.get("p_end", 1), "tanh_scale": -1, "l0_coefficient": 2}
     changed = replace(variant, **{key: known[key] * s**power for key, power in powers.items() if key in known})
-    scaled = {key: (v if key in ("W_enc", "W_dec", "r_mag") else s * v) for key, v in w.items()}
+    same = ("W_enc", "W_dec", "r_mag", *variant.scratch)
+    scaled = {key: (v if key in same else s * v) for key, v in w.items()}
     before, after = variant.loss(w, x, STEP).total, changed.loss(scaled, s * x, STEP).total
-    torch.testing.assert_close(after, before * (1 if name == "topk" else s**2), rtol=1e-9, atol=0)
+    relative = isinstance(variant, KSparse)
+    exact = known.get("p_end", 1) == 1  # else 1e-8 is added to activations
+    torch.testing.assert_close(after, before * (1 if relative else s**2), rtol=1e-9 if exact else 1e-6, atol=0)
 
 
 @pytest.mark.parametrize(("name", "hyper"), CASES)
@@ -183,6 +239,22 @@ def test_impossible_widths_are_refused(name: str, hyper: dict) -> None:
         ("topk", {"k": D_SAE + 1}, "k = 21"),
         ("topk", {"k": 1, "auxk_alpha": -1}, "auxk_alpha"),
         ("topk", {"k": 1, "k_aux": -1}, "k_aux"),
+        ("batchtopk", {"k": 0}, "k = 0"),
+        ("batchtopk", {"threshold_decay": 1.0, "k": 1}, "threshold_decay"),
+        ("batchtopk", {"threshold_from": -1, "k": 1}, "threshold_from"),
+        ("matryoshka", {"fractions": [0.5, 0.25, 1.0], "k": 1}, "fractions"),
+        ("matryoshka", {"fractions": [0.25, 0.5], "k": 1}, "fractions"),
+        ("matryoshka", {"fractions": [0.01, 1.0], "k": 1}, "fractions"),
+        ("matryoshka", {"fractions": [0.5, 0.51, 1.0], "k": 1}, "fractions"),
+        ("matryoshka", {"fractions": [], "k": 1}, "fractions"),
+        ("jumprelu", {"l0_coefficient": -1}, "l0_coefficient"),
+        ("jumprelu", {"bandwidth": 0}, "bandwidth"),
+        ("jumprelu", {"threshold_init": -1}, "threshold_init"),
+        ("p_anneal", {"p_end": 0}, "p_end"),
+        ("p_anneal", {"p_end": 1.5}, "p_end"),
+        ("p_anneal", {"p_updates": 0}, "p_updates"),
+        ("p_anneal", {"anneal_start": 0.9}, "anneal_start"),
+        ("p_anneal", {"anneal_end": 1.1}, "anneal"),
     ],
 )
 def test_impossible_values_are_refused(name: str, hyper: dict, word: str) -> None:

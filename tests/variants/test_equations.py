@@ -90,25 +90,47 @@ def largest(values: dict[int, float], k: int) -> list[int]:
     return sorted(values, key=lambda i: -values[i])[:k]
 
 
-def topk(k: int, alpha: float = 0.0, k_aux: int = 1, relu: bool = True, dead: tuple[int, ...] = ()) -> Loop:
-    def forward(w: Weights, x: Tensor) -> tuple[list[list[float]], list[list[float]]]:
-        hs, xhats = [], []
-        for row in x:
-            h = [pre(w, row, i, True) + float(w["b_enc"][i]) for i in range(D_SAE)]
-            top = largest(dict(enumerate(h)), k)
-            hs.append(h)
-            xhats.append(decoded(w, [max(0.0, h[i]) if i in top else 0.0 for i in range(D_SAE)]))
-        return hs, xhats
+def pre_activations(w: Weights, x: Tensor, centred: bool) -> list[list[float]]:
+    return [[pre(w, row, i, centred) + float(w["b_enc"][i]) for i in range(D_SAE)] for row in x]
+
+
+def topk_codes(hs: list[list[float]], k: int) -> list[list[float]]:
+    tops = [largest(dict(enumerate(h)), k) for h in hs]
+    return [[max(0.0, h[i]) if i in top else 0.0 for i in range(D_SAE)] for h, top in zip(hs, tops, strict=True)]
+
+
+def batch_codes(hs: list[list[float]], k: int) -> list[list[float]]:
+    places = [(t, i) for t in range(len(hs)) for i in range(D_SAE)]
+    kept = set(sorted(places, key=lambda place: -hs[place[0]][place[1]])[: k * len(hs)])
+    return [[max(0.0, hs[t][i]) if (t, i) in kept else 0.0 for i in range(D_SAE)] for t in range(len(hs))]
+
+
+def k_sparse(
+    codes: Callable[[list[list[float]], int], list[list[float]]],
+    k: int,
+    alpha: float = 0.0,
+    k_aux: int = 1,
+    relu: bool = True,
+    dead: tuple[int, ...] = (),
+    *,
+    centred: bool = True,
+    widths: tuple[int, ...] = (D_SAE,),
+) -> Loop:
+    def forward(w: Weights, x: Tensor, widths: tuple[int, ...]) -> tuple[list[list[float]], list[list[list[float]]]]:
+        hs = pre_activations(w, x, centred)
+        fs = codes(hs, k)
+        return hs, [[decoded(w, f[:width] + [0.0] * (D_SAE - width)) for f in fs] for width in widths]
 
     def spread(rows: list[list[float]]) -> float:
         mean = [sum(row[j] for row in rows) / len(rows) for j in range(D_IN)]
         return sum(distance(row, mean) for row in rows) / len(rows)
 
     def loop(w: Weights, frozen: Weights, x: Tensor) -> float:
-        hs, xhats = forward(w, x)
-        loss = sum(distance(row, xhat) for row, xhat in zip(x, xhats, strict=True)) / len(x) / spread(x.tolist())
+        hs, parts = forward(w, x, widths)
+        errors = [distance(row, xhat) for xhats in parts for row, xhat in zip(x, xhats, strict=True)]
+        loss = sum(errors) / len(x) / spread(x.tolist())
         if alpha:
-            frozen_xhats = forward(frozen, x)[1]
+            frozen_xhats = forward(frozen, x, (D_SAE,))[1][0]
             es = [[float(row[j]) - xhat[j] for j in range(D_IN)] for row, xhat in zip(x, frozen_xhats, strict=True)]
             aux = 0.0
             for h, e in zip(hs, es, strict=True):
@@ -121,10 +143,28 @@ def topk(k: int, alpha: float = 0.0, k_aux: int = 1, relu: bool = True, dead: tu
     return loop
 
 
+def jumprelu(centred: bool, l0: float) -> Loop:
+    """theta doesn't move: the loss has no true slope along it."""
+
+    def loop(w: Weights, frozen: Weights, x: Tensor) -> float:
+        total = 0.0
+        for row, h in zip(x, pre_activations(w, x, centred), strict=True):
+            on = [h[i] > float(frozen["threshold"][i]) for i in range(D_SAE)]
+            total += distance(row, decoded(w, [h[i] if on[i] else 0.0 for i in range(D_SAE)])) + l0 * RAMP * sum(on)
+        return total / len(x)
+
+    return loop
+
+
 RELU = "W_enc b_enc W_dec b_dec"
 GATED = "W_enc b_gate b_mag r_mag W_dec b_dec"
 DEAD = (1, 2, 5)
 AUX = {"auxk": True, "auxk_alpha": 0.5}
+K_AUX = default_k_aux(D_IN)
+OTHERS = {
+    "threshold": torch.linspace(0.2, 0.8, D_SAE, dtype=torch.float64),
+    "penalty_scale": torch.tensor(1.7, dtype=torch.float64),
+}
 CASES: list[tuple[str, dict, str, Loop]] = [
     ("standard", {"l1_coefficient": 2}, RELU, penalised(False, lambda v: v, 2)),
     ("standard", {"l1_coefficient": 2, "subtract_b_dec": True}, RELU, penalised(True, lambda v: v, 2)),
@@ -134,11 +174,36 @@ CASES: list[tuple[str, dict, str, Loop]] = [
     ("gated", {"l1_coefficient": 2, "mode": "norm_ff"}, GATED, gated("norm_ff", False, 2)),
     ("gated", {"l1_coefficient": 2, "mode": "paper"}, GATED, gated("paper", True, 2)),
     ("gated", {"l1_coefficient": 2, "mode": "paper", "subtract_b_dec": False}, GATED, gated("paper", False, 2)),
-    ("topk", {"k": 3}, RELU, topk(3)),
-    ("topk", {"k": D_SAE}, RELU, topk(D_SAE)),
-    ("topk", {"k": 2, "k_aux": 1, **AUX}, RELU, topk(2, 0.5, 1, True, DEAD)),
-    ("topk", {"k": 2, "k_aux": 9, **AUX}, RELU, topk(2, 0.5, 9, True, DEAD)),
-    ("topk", {"k": 2, "aux_relu": False, **AUX}, RELU, topk(2, 0.5, default_k_aux(D_IN), False, DEAD)),
+    ("topk", {"k": 3}, RELU, k_sparse(topk_codes, 3)),
+    ("topk", {"k": D_SAE}, RELU, k_sparse(topk_codes, D_SAE)),
+    ("topk", {"k": 2, "k_aux": 1, **AUX}, RELU, k_sparse(topk_codes, 2, 0.5, 1, True, DEAD)),
+    ("topk", {"k": 2, "k_aux": 9, **AUX}, RELU, k_sparse(topk_codes, 2, 0.5, 9, True, DEAD)),
+    ("topk", {"k": 2, "aux_relu": False, **AUX}, RELU, k_sparse(topk_codes, 2, 0.5, K_AUX, False, DEAD)),
+    (
+        "topk",
+        {"k": 2, "subtract_b_dec": False, **AUX},
+        RELU,
+        k_sparse(topk_codes, 2, 0.5, K_AUX, True, DEAD, centred=False),
+    ),
+    ("batchtopk", {"k": 1}, RELU, k_sparse(batch_codes, 1)),
+    ("batchtopk", {"k": 2, "k_aux": 2, **AUX}, RELU, k_sparse(batch_codes, 2, 0.5, 2, True, DEAD)),
+    ("batchtopk", {"k": 2, "subtract_b_dec": False}, RELU, k_sparse(batch_codes, 2, centred=False)),
+    ("batchtopk", {"k": D_SAE}, RELU, k_sparse(batch_codes, D_SAE)),
+    (
+        "matryoshka",
+        {"k": 2, "k_aux": 2, "fractions": (0.3, 0.6, 1.0), **AUX},
+        RELU,
+        k_sparse(batch_codes, 2, 0.5, 2, True, DEAD, widths=(2, 4, 7)),
+    ),
+    ("jumprelu", {"l0_coefficient": 2}, RELU, jumprelu(False, 2)),
+    ("jumprelu", {"l0_coefficient": 2, "subtract_b_dec": True}, RELU, jumprelu(True, 2)),
+    ("p_anneal", {"l1_coefficient": 2, "anneal_start": 0.5}, RELU, penalised(False, lambda v: v, 2 * 1.7)),
+    (
+        "p_anneal",
+        {"l1_coefficient": 2, "p_end": 0.5, "anneal_start": 0.0, "anneal_end": 0.02, "p_updates": 1},
+        RELU,
+        penalised(False, lambda v: (v + 1e-8) ** 0.5 if v > 0 else 0.0, 2 * 1.7),
+    ),
 ]
 
 
@@ -152,7 +217,8 @@ def test_loss_and_gradient(
     mask[list(DEAD)] = True
     monkeypatch.setattr(Step, "dead", lambda self, codes: mask)  # firing features too, so that the aux term is rich
     leaves = {key: v.clone().requires_grad_() for key, v in w.items()}
-    total = make_variant(name, hyper).loss(leaves, x, STEP).total
+    total = make_variant(name, hyper).loss(leaves | OTHERS, x, STEP).total
+    w |= OTHERS
     assert total.item() == pytest.approx(loop(w, w, x), rel=1e-12)
     total.backward()
     for key, leaf in leaves.items():
@@ -236,3 +302,94 @@ def test_features_die_after_the_limit() -> None:
     assert torch.equal(step.dead(codes), ~fired)  # 95 + 5 tokens of this batch > 99
     assert not Step(silent_tokens=torch.full((D_SAE,), 95), dead_after=100).dead(codes).any()
     assert not Step().dead(codes).any()
+
+
+def test_thresholds_get_the_gradient_of_the_smoothed_loss() -> None:
+    """The straight-through estimators, summed up pair by pair, among pre-activations on both sides of zero."""
+    w, x = draw(RELU)
+    w["threshold"] = torch.tensor([0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 2.0], dtype=torch.float64)
+    l0, eps = 2.0, 0.8
+    leaves = {key: v.clone().requires_grad_() for key, v in w.items()}
+    loss = make_variant("jumprelu", {"l0_coefficient": l0, "bandwidth": eps}).loss(leaves, x, STEP)
+    loss.total.backward()
+    codes, expected, below = loss.codes.dense(), torch.zeros(D_SAE, dtype=torch.float64), 0
+    for t, h in enumerate(pre_activations(w, x, False)):
+        error = [float(x[t, j]) - value for j, value in enumerate(decoded(w, codes[t].tolist()))]
+        for i in range(D_SAE):
+            theta = float(w["threshold"][i])
+            assert codes[t, i].item() == pytest.approx(h[i] if h[i] > theta else 0.0)
+            if abs((h[i] - theta) / eps) < 0.5:
+                below += h[i] < theta
+                by_f = -2 * sum(error[j] * float(w["W_dec"][i, j]) for j in range(D_IN))  # dloss / df
+                expected[i] += (by_f * -(theta / eps) + l0 * RAMP * -(1 / eps)) / N
+    assert below > 0
+    assert leaves["threshold"].grad is not None
+    torch.testing.assert_close(leaves["threshold"].grad, expected)
+
+
+def test_the_coefficient_follows_p() -> None:
+    """When p changes, the penalty of the last ten batches stays what it was, on average."""
+    hyper = {"p_end": 0.4, "p_updates": 3, "anneal_start": 0.1, "anneal_end": 0.4}
+    variant = make_variant("p_anneal", hyper)
+    w, _ = draw(RELU)
+    w |= {"penalty_scale": torch.tensor(1.0).double(), "penalty_sums": torch.zeros(10, 2).double()}
+    powers = {**dict.fromkeys(range(20), 1.0), **dict.fromkeys(range(20, 30), 0.8)}
+    powers |= {**dict.fromkeys(range(30, 40), 0.6), **dict.fromkeys(range(40, 100), 0.4)}
+    sums: dict[int, list[float]] = {}
+    scale = 1.0
+    for index in range(60):
+        x = torch.randn((N, D_IN), generator=torch.Generator().manual_seed(index), dtype=torch.float64)
+        step = Step(index, 100)
+        f = torch.relu(x @ w["W_enc"] + w["b_enc"]) * w["W_dec"].norm(dim=1)
+        p = powers[index]
+        loss = variant.loss(w, x, step)
+        ramp = min(1.0, index / 5)
+        assert loss.terms["sparsity"].item() == pytest.approx(5 * ramp * scale * (f**p).sum().item() / N, rel=1e-6)
+        sums[index] = [(f**p).sum().item(), (f ** (p - 0.2)).sum().item()]
+        w |= variant.settle(w, loss, step)
+        if index + 1 in (20, 30, 40):
+            last = [sums[i] for i in range(index - 9, index + 1)]
+            scale *= sum(old for old, _ in last) / sum(new for _, new in last)
+        assert w["penalty_scale"].item() == pytest.approx(scale, rel=1e-6)
+    assert scale != 1
+
+
+def test_the_coefficient_follows_p_that_changes_at_every_step() -> None:
+    hyper = {"p_end": 0.5, "p_updates": 50, "anneal_start": 0.0, "anneal_end": 0.5}
+    variant = make_variant("p_anneal", hyper)
+    w, x = draw(RELU)
+    w |= {"penalty_scale": torch.tensor(1.0).double(), "penalty_sums": torch.zeros(10, 2).double()}
+    penalties = []
+    for index in range(100):
+        loss = variant.loss(w, x, Step(index, 100))
+        penalties.append(float(loss.terms["sparsity"]))
+        w |= variant.settle(w, loss, Step(index, 100))
+    assert penalties[5:] == pytest.approx([penalties[5]] * 95)  # on the same batch, rescaling keeps it
+    f = torch.relu(x @ w["W_enc"] + w["b_enc"]) * w["W_dec"].norm(dim=1)
+    assert float(w["penalty_scale"]) == pytest.approx(float(f.sum() / f.sqrt().sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize(("decay", "start"), [(0.99, 0), (0.5, 3)])
+def test_the_threshold_is_a_mean_of_the_smallest_kept(decay: float, start: int) -> None:
+    variant = make_variant("batchtopk", {"k": 1, "threshold_decay": decay, "threshold_from": start})
+    w, _ = draw(RELU)
+    w["threshold"] = torch.zeros(D_SAE, dtype=torch.float64)
+    theta = 0.0
+    for index in range(8):
+        x = torch.randn((N, D_IN), generator=torch.Generator().manual_seed(index), dtype=torch.float64)
+        if index == 5:
+            loss = variant.loss({**w, "b_enc": w["b_enc"] - 1e6}, x, Step(index, 100))  # nothing is active
+        else:
+            loss = variant.loss(w, x, Step(index, 100))
+        w |= variant.settle(w, loss, Step(index, 100))
+        if index >= start and index != 5:
+            smallest = min(v for row in loss.codes.dense().tolist() for v in row if v > 0)
+            theta = smallest if theta == 0 else decay * theta + (1 - decay) * smallest
+        assert w["threshold"].tolist() == pytest.approx([theta] * D_SAE)
+
+
+def test_thresholds_stay_at_zero_or_more() -> None:
+    variant = make_variant("jumprelu", {})
+    w, x = draw(RELU + " threshold")
+    assert (w["threshold"] < 0).any()
+    assert torch.equal(variant.settle(w, variant.loss(w, x, STEP), STEP)["threshold"], w["threshold"].relu())

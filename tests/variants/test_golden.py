@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from monosem.autoencoder import tangential, unit_rows
+from monosem.autoencoder import dead_estimate, tangential, unit_rows
 from monosem.dead import auxk_loss, default_k_aux, geometric_median, ghost_loss, resample, resampling_chances
 from monosem.variants import Step, Variant, Weights, make_variant
 
@@ -197,11 +198,12 @@ def test_topk_auxk(k_aux: int, relu: bool, value: float, unnormalised: float) ->
     variant = make_variant("topk", {"k": 1, "auxk": True, "auxk_alpha": 1, "k_aux": k_aux, "aux_relu": relu})
     # feature 2 fires on the third row, so the case's dead set {1, 2} is given to the estimate itself
     residual = x - variant.decode(w, variant.encode(w, x))
-    estimate = variant._dead_estimate(w, x, torch.tensor([False, True, True, False]))  # type: ignore[attr-defined]
+    given = partial(dead_estimate, w, x, relu=relu, centred=True)
+    estimate = given(torch.tensor([False, True, True, False]), k_aux)
     close(auxk_loss(residual, estimate), value)
     variance = (residual - residual.mean(0)).square().sum(1).mean()
     close(auxk_loss(residual, estimate) * variance, unnormalised)
-    only_feature_1 = variant._dead_estimate(w, x, torch.tensor([False, True, False, False]))  # type: ignore[attr-defined]
+    only_feature_1 = given(torch.tensor([False, True, False, False]), k_aux)
     torch.testing.assert_close(variant.loss(w, x, step).terms["auxk"], auxk_loss(residual, only_feature_1))
 
 
@@ -245,6 +247,98 @@ def test_topk_recipe() -> None:
 @pytest.mark.parametrize(("d_in", "k_aux"), [(1, 1), (2, 1), (576, 256), (768, 512), (640, 256), (1024, 512), (32, 16)])
 def test_default_k_aux(d_in: int, k_aux: int) -> None:
     assert default_k_aux(d_in) == k_aux  # 768 / 2 = 384 lies half-way between 256 and 512
+
+
+# --------------------------------------------------------------------------------------------- batchtopk, matryoshka
+
+
+def identity(n: int) -> Weights:
+    """Return weights with which pre-activations are the rows themselves, and so are reconstructions of all of them."""
+    eye = torch.eye(n, dtype=torch.float64)
+    zeros = torch.zeros(n, dtype=torch.float64)
+    return leaves(W_enc=eye, b_enc=zeros, W_dec=eye, b_dec=zeros) | {"threshold": zeros.clone()}
+
+
+@pytest.mark.parametrize(
+    ("k", "kept", "theta"),
+    [(1, [[3, 0, 0], [0, 2.5, 0]], 2.5), (2, [[3, 1, 0], [0, 2.5, 2]], 1)],
+)
+@pytest.mark.parametrize("name", ["batchtopk", "matryoshka"])
+def test_batchtopk(name: str, k: int, kept: list, theta: float) -> None:
+    variant = make_variant(name, {"k": k} | ({"fractions": (0.4, 1.0)} if name == "matryoshka" else {}))
+    w, x = identity(3), t([3, 1, 0.5], [0.2, 2.5, 2])
+    loss = variant.loss(w, x, Step(variance=1.0))
+    close(loss.codes.dense(), kept)
+    close(loss.terms["mse"], (x - t(*kept)).square().sum() / 2)
+    close(variant.settle(w, loss, Step())["threshold"], [theta] * 3)
+    w["threshold"] += 1.5
+    close(variant.encode(w, x).dense(), [[3, 0, 0], [0, 2.5, 2]])  # by the threshold, whatever the batch
+
+
+def test_batchtopk_takes_the_first_of_equal_entries() -> None:
+    w, x = identity(3), t([1, 2, 2], [2, 0, 2], [2, 2, -1])
+    close(make_variant("batchtopk", {"k": 1}).loss(w, x, Step()).codes.dense(), [[0, 2, 2], [2, 0, 0], [0, 0, 0]])
+    close(make_variant("batchtopk", {"k": 3}).loss(w, x, Step()).codes.dense(), x.relu())
+
+
+def test_matryoshka_sums_the_errors_of_nested_dictionaries() -> None:
+    w, x = identity(4), t([4, 3, 2, 1], [0, 5, 0, 6])
+    variant = make_variant("matryoshka", {"k": 4, "fractions": (0.25, 0.5, 1.0)})
+    loss = variant.loss(w, x, Step(variance=2.0))
+    close(loss.terms["mse"], 0)
+    close(loss.terms["nested"], ((9 + 4 + 1) + (25 + 36) + (4 + 1) + 36) / 2 / 2)
+    narrow = make_variant("matryoshka", {"k": 2, "fractions": (0.25, 0.5, 1.0)}).loss(w, x, Step(variance=2.0))
+    close(narrow.codes.dense(), [[4, 3, 0, 0], [0, 5, 0, 6]])
+    close(narrow.terms["mse"], (4 + 1) / 2 / 2)
+    close(narrow.terms["nested"], loss.terms["nested"])
+
+
+# --------------------------------------------------------------------------------------------- jumprelu
+
+
+@pytest.mark.parametrize(("h", "f", "slope"), [(0.9, 0, -2), (1.1, 1.1, -2), (0.7, 0, 0), (1.3, 1.3, 0)])
+def test_jumprelu(h: float, f: float, slope: float) -> None:
+    """With theta = 1 and eps = 0.5: the slopes of f and of the count, by theta; and by h, 1 where it is on."""
+    w = leaves(W_enc=t([1]), b_enc=t(0), W_dec=t([1]), b_dec=t(0), threshold=t(1))
+    x = t([h]).requires_grad_()
+    loss = make_variant("jumprelu", {"l0_coefficient": 1, "bandwidth": 0.5}).loss(w, x, Step())
+    close(loss.codes.dense(), [[f]])
+    close(loss.terms["sparsity"], float(h > 1))
+    for value, by_h in ((loss.codes.dense().sum(), float(h > 1)), (loss.terms["sparsity"], 0.0)):
+        theta, along_x = torch.autograd.grad(value, [w["threshold"], x], retain_graph=True, allow_unused=True)
+        close(theta, [slope])
+        close(torch.zeros(1, 1) if along_x is None else along_x, [[by_h]])
+
+
+def test_jumprelu_start_and_recipe() -> None:
+    variant = make_variant("jumprelu", {})
+    w = variant.init(400, 6, torch.Generator().manual_seed(0))
+    close(w["threshold"], [0.02] * 6)  # 0.001 sqrt(400)
+    close(make_variant("jumprelu", {"threshold_init": 0.5}).init(4, 6, torch.Generator())["threshold"], [0.5] * 6)
+    assert torch.equal(w["W_enc"].T, w["W_dec"])
+    recipe = variant.recipe(2**14)
+    assert (recipe.lr, recipe.beta1, recipe.lr_warmup) == (7e-5, 0.0, 1000)
+    assert variant.constraint() == "unit"
+
+
+# --------------------------------------------------------------------------------------------- p_anneal
+
+
+def test_p_anneal() -> None:
+    """f = (1, 4, 0.25): 5.25 with p = 1, 3.5 with p = 0.5, so that the coefficient rises by half."""
+    w = leaves(W_enc=torch.eye(3, dtype=torch.float64), b_enc=t(0, 0, 0), W_dec=torch.eye(3).double(), b_dec=t(0, 0, 0))
+    buffers = {"penalty_scale": torch.tensor(1.0).double(), "penalty_sums": torch.zeros(10, 2).double()}
+    variant = make_variant("p_anneal", {"l1_coefficient": 1, "p_end": 0.5, "p_updates": 1, "anneal_end": 0.5})
+    before = variant.loss(w | buffers, t([1, 4, 0.25]), Step(49, 100))
+    close(before.terms["sparsity"], 5.25)
+    settled = variant.settle(w | buffers, before, Step(49, 100))
+    close(settled["penalty_scale"], 1.5)
+    after = variant.loss(w | buffers, t([1, 4, 0.25]), Step(50, 100))
+    close(after.terms["sparsity"], 3.5)
+    close(variant.loss(w | settled, t([1, 4, 0.25]), Step(50, 100)).terms["sparsity"], 5.25)
+    w["b_enc"].grad = None
+    variant.loss(w | buffers, t([0, 1e-30, 1]), Step(50, 100)).total.backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in w.values())
 
 
 # --------------------------------------------------------------------------------------------- dead features

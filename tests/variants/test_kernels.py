@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from monosem.autoencoder import ghost_term
+from monosem import autoencoder
+from monosem.autoencoder import batch_top_codes, ghost_term
 from monosem.kernels import Codes, DenseCodes, RaggedCodes, SparseCodes, cpu, reference_kernels, screen, sparse
 from monosem.kernels.screen import quantise, screen_of
 from monosem.normaliser import Normaliser
@@ -134,6 +136,57 @@ def test_top_on_real_numbers(k: int, bias: float, first_look: str) -> None:
     for rows in (slice(0, 1), slice(0, N)):
         codes = sparse.top_products(leaves["x"][rows], leaves["W"], leaves["b"], k)
         assert torch.equal(codes.indices, best(leaves["x"][rows], leaves["W"], leaves["b"], k))
+
+
+@given(st.integers(1, 40), st.integers(1, 24), st.integers(1, 150), st.integers(0, 10**6), st.data())
+@settings(max_examples=150, deadline=None)
+def test_the_top_of_a_batch_is_its_top_whatever_the_shape(
+    n: int, d_in: int, d_sae: int, seed: int, data: st.DataObject
+) -> None:
+    """By a full sort: values, and which of equal ones, are exact; some batches have fewer positive entries than asked.
+
+    A row may have all of the batch's largest activations, so that guesses from some rows are wrong.
+    """
+    k = data.draw(st.integers(1, d_sae))
+    x, W, b = exact_case(n, d_in, d_sae, seed)
+    x[data.draw(st.integers(0, n - 1))] *= data.draw(st.sampled_from([1, 100]))
+    x, centre, hint = x + 1, torch.ones(d_in), data.draw(st.sampled_from([0.0, 1.0, 20.0]))
+    flat = torch.relu((x - centre) @ W + b).flatten()
+    kept = torch.from_numpy(np.argsort(-flat.numpy(), kind="stable")[: n * k].copy())
+    expected = torch.zeros_like(flat).index_put((kept,), flat[kept]).view(n, d_sae)
+    w = {"W_enc": W, "b_enc": b, "b_dec": centre}
+    for setting in ("kernels", "reference"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cpu, "DENSE_ABOVE", 1.01)
+            with reference_kernels() if setting == "reference" else nullcontext():
+                codes = batch_top_codes(w, x, k, centred=True, hint=hint)
+        assert isinstance(codes, DenseCodes) == (setting == "reference")
+        assert torch.equal(codes.dense(), expected)
+
+
+@pytest.mark.parametrize("hint", [1e-3, 1.0, 1e9])
+@pytest.mark.parametrize("first", ["hint", "rows"])
+def test_a_wrong_guess_of_the_smallest_kept_changes_nothing(
+    hint: float, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaves = {name: leaf.detach() for name, leaf in draw(bias=0.0).items()}
+    w = {"W_enc": leaves["W"], "b_enc": leaves["b"], "b_dec": leaves["centre"]}
+    monkeypatch.setattr(cpu, "DENSE_ABOVE", 1.01)
+    expected = batch_top_codes(w, leaves["x"], 5, centred=False)
+    assert int((expected.values > 0).sum()) == 5 * N
+    if first == "rows":
+        monkeypatch.setattr(autoencoder, "_floors", lambda *_: iter([hint, hint / 2, 0.0]))
+    codes = batch_top_codes(w, leaves["x"], 5, centred=False, hint=hint)
+    assert isinstance(codes, RaggedCodes)
+    assert torch.equal(codes.dense(), expected.dense())
+
+
+def test_a_good_guess_leaves_few_candidates() -> None:
+    leaves = {name: leaf.detach() for name, leaf in draw(bias=0.0).items()}
+    w = {"W_enc": leaves["W"], "b_enc": leaves["b"], "b_dec": leaves["centre"]}
+    x = leaves["x"].repeat(20, 1) + 0.1 * torch.randn(20 * N, D_IN, generator=torch.Generator().manual_seed(1))
+    codes = batch_top_codes(w, x, 5, centred=False)
+    assert 5 * len(x) <= codes.values.numel() < 1.6 * 5 * len(x)
 
 
 def test_no_tokens() -> None:
@@ -298,7 +351,13 @@ VARIANTS = [
     ("gated", {"mode": "paper"}),
     ("topk", {"k": 10}),
     ("topk", {"k": 10, "auxk": True}),
+    ("topk", {"k": 10, "subtract_b_dec": False}),
+    ("batchtopk", {"k": 10, "auxk": True}),
+    ("matryoshka", {"k": 10, "auxk": True}),
+    ("jumprelu", {"bandwidth": 0.5, "threshold_init": 0.5}),
+    ("p_anneal", {"anneal_start": 0.0, "p_updates": 4, "p_end": 0.9}),
 ]
+K_SPARSE = ("topk", "batchtopk", "matryoshka")
 
 
 def make_sparse(w: dict[str, Tensor], x: Tensor) -> None:
@@ -315,7 +374,7 @@ def trainer_of(name: str, hyper: dict, x: Tensor, d_sae: int = 300) -> Trainer:
     spec = RunSpec("run", name, variant, d_sae, 0, replace(variant.recipe(d_sae), lr=1e-3, eps=1e-6))
     start = Preparation(Normaliser(), float(x.var(0).sum()), x[:100])
     trainer = Trainer(spec, Plan(len(x) // 10, 10, dead_after=1000), start, torch.device("cpu"))
-    if name != "topk":
+    if name not in K_SPARSE:
         make_sparse(trainer.weights, x)
     trainer.silent += torch.arange(d_sae) * 10
     return trainer
@@ -353,14 +412,15 @@ def test_ten_steps_are_those_of_the_reference(
         with reference_kernels():
             slow.step(batch, index, True)
     assert fast.sparse
-    assert not slow.sparse or name == "topk"
+    assert slow.sparse == (name == "topk")
+    tolerance = 10 * TOLERANCE if name == "p_anneal" else TOLERANCE  # f^p is steep where f is as small as rounding
     for key in fast.weights:
-        assert_close(fast.weights[key].detach(), slow.weights[key].detach())
+        assert_close(fast.weights[key].detach(), slow.weights[key].detach(), tolerance)
     for key in ("loss", "gradient_norm", "l0", "nmse"):
         assert [row[key] for row in fast.log] == pytest.approx([row[key] for row in slow.log], rel=1e-5)
     for key, moments in fast.optimiser.moments().items():
         for mine, theirs in zip(moments, slow.optimiser.moments()[key], strict=True):
-            assert_close(mine, theirs)
+            assert_close(mine, theirs, tolerance)
 
 
 @pytest.mark.parametrize(("name", "hyper"), VARIANTS)
@@ -371,12 +431,13 @@ def test_gradients_are_those_of_the_reference_in_double(name: str, hyper: dict) 
     x = torch.randn((200, 40), generator=generator)
     w = variant.init(40, 300, generator)
     w = {key: value + 0.1 * torch.randn(value.shape, generator=generator) for key, value in w.items()}
-    make_sparse(w, x)
+    if name not in K_SPARSE:
+        make_sparse(w, x)
     step = Step(silent_tokens=torch.arange(300) * 10, dead_after=1000)
 
     def loss_and_gradients(of: dict[str, Tensor], batch: Tensor) -> list[Tensor]:
-        leaves = {key: value.clone().requires_grad_() for key, value in of.items()}
-        loss = variant.loss(leaves, batch, step)
+        leaves = {key: value.clone().requires_grad_() for key, value in of.items() if key not in variant.buffers}
+        loss = variant.loss(of | leaves, batch, step)
         return [loss.total.detach(), *torch.autograd.grad(loss.total, list(leaves.values()))]
 
     assert not isinstance(variant.loss(w, x, step).codes, DenseCodes)

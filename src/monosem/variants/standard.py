@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from monosem.variants import Penalised
+from monosem.variants import Penalised, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,5 +29,5 @@ class Standard(Penalised):
     (`monosem.dead.resample`), when the fractions `resample_at` of training are done.
     """
 
-    def penalty(self, fbar: Tensor) -> Tensor:
+    def penalty(self, fbar: Tensor, step: Step) -> Tensor:
         return fbar

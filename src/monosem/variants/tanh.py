@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from monosem.autoencoder import require_above_zero
-from monosem.variants import Penalised
+from monosem.variants import Penalised, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,5 +32,5 @@ class Tanh(Penalised):
         super().check(d_in, d_sae)
         require_above_zero(tanh_scale=self.tanh_scale)
 
-    def penalty(self, fbar: Tensor) -> Tensor:
+    def penalty(self, fbar: Tensor, step: Step) -> Tensor:
         return torch.tanh(self.tanh_scale * fbar) / self.tanh_scale
