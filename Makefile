@@ -11,10 +11,12 @@ BENCH_SECONDS ?= 60
 BENCH_VARIANTS ?= standard tanh gated topk topk-auxk
 BENCH_WIDTHS ?= 4608 16384 65536
 BENCH_OPTIONS ?=
+FUZZ_FILES ?= 100000
+FUZZ_WORKERS ?= 2
 PIP := pip install --disable-pip-version-check --quiet
 TEST_RUN := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 .DEFAULT_GOAL := help
-.PHONY: help setup compare test test-fast oracle bench bench-growth check format screenshot examples lock clean
+.PHONY: help setup compare test test-fast oracle bench bench-growth fuzz check format screenshot examples lock clean
 
 help:             ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -77,6 +79,9 @@ bench-growth: $(ORACLE) $(DEV) ## cost against the width (2^12 to 2^17), and doc
 	.venv-oracle/bin/python benchmarks/growth.py --seconds $(BENCH_SECONDS) $(BENCH_OPTIONS) \
 		--json benchmarks/results/growth.json
 	$(BIN)/python benchmarks/figure.py docs/training-cost.svg
+
+fuzz: $(DEV)      ## read 100,000 damaged files of every format (FUZZ_FILES, FUZZ_WORKERS=2), which takes minutes
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz_formats.py --files $(FUZZ_FILES) --workers $(FUZZ_WORKERS)
 
 check: $(DEV)     ## format, lint, types, import layers
 	$(BIN)/ruff format --check

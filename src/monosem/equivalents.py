@@ -68,7 +68,7 @@ def recentred(found: Plain, centred: bool) -> Plain:
             w[name] = w[name] + shift
     if "b_mag" in w:
         w["b_mag"] = w["b_mag"] + w["r_mag"].exp() * shift
-    return replace(found, weights={name: value.float() for name, value in w.items()}, centred=centred)
+    return replace(found, weights=_narrowed(w), centred=centred)
 
 
 def as_jumprelu(found: Plain) -> Plain:
@@ -89,12 +89,19 @@ def as_jumprelu(found: Plain) -> Plain:
         made = {**w, "threshold": torch.zeros_like(w["b_enc"])}
     else:
         scale = w["r_mag"].double().exp()
-        threshold = (w["b_mag"].double() - scale * w["b_gate"].double()).clamp_min(0).float()
+        threshold = (w["b_mag"].double() - scale * w["b_gate"].double()).clamp_min(0)
         made = {
-            "W_enc": (w["W_enc"].double() * scale).float(),
+            "W_enc": w["W_enc"].double() * scale,
             "b_enc": w["b_mag"],
             "threshold": threshold,
             "W_dec": w["W_dec"],
             "b_dec": w["b_dec"],
         }
-    return replace(found, architecture="jumprelu", weights=made)
+    return replace(found, architecture="jumprelu", weights=_narrowed(made))
+
+
+def _narrowed(weights: Weights) -> Weights:
+    out = {name: value.float() for name, value in weights.items()}
+    if not all(bool(value.isfinite().all()) for value in out.values()):
+        raise UserError("its weights are too large to be rewritten in float32; write the SAE as saelens")
+    return out

@@ -7,24 +7,24 @@ UserError for what the format can't say. Nothing in a file is executed (`monosem
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import math
 import pkgutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from monosem.normaliser import fold
 from monosem.sae import Sae
-from monosem.types import UserError
-from monosem.untrusted import Place
+from monosem.types import FormatWarning, UserError
+from monosem.untrusted import Place, printable, shown
 
 Model = TypeVar("Model", bound=BaseModel)
 HUBS = ("hf:", "saelens:")
-
-
-class FormatWarning(UserWarning):
-    """Something in a file that doesn't keep it from being read, but that its owner should know."""
 
 
 class Origin(BaseModel):
@@ -81,11 +81,12 @@ def place_of(spec: str | Path) -> Place:
 
         found = fetch(text)
         return Place(found.folder, found.root, {"source": text, **found.facts})
-    path = Path(text).expanduser()
-    if path.is_dir():
-        return Place(path, known={"source": text})
-    if path.is_file():
-        return Place(path.parent, known={"source": text, "file": path.name})
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # names that are too long, and users that don't exist
+        path = Path(text).expanduser()
+        if path.is_dir():
+            return Place(path, known={"source": text})
+        if path.is_file():
+            return Place(path.parent, known={"source": text, "file": path.name})
     raise UserError(
         f"{text}: no SAE here; give a folder, a file, hf:owner/name[/folder] or saelens:release/id "
         f"(formats: {', '.join(format_names())})"
@@ -115,8 +116,15 @@ def load_sae(spec: str | Path) -> Sae:
     Raises UserError naming the file and the key that is missing, unsupported or damaged.
     """
     place = place_of(spec)
-    name = detect(place)
-    sae = format_of(name).read(place)
+    try:
+        name = detect(place)
+        sae = format_of(name).read(place)
+    except OSError as error:
+        raise UserError(f"{error.filename or place.folder}: can't be read ({error.strerror})") from error
+    except UserError as error:
+        if str(place.folder) in str(error):
+            raise
+        raise UserError(f"{place.folder}: {error}") from error
     for key in ("site", "model"):
         sae.facts[key] = sae.facts.get(key) or place.known.get(key)
     sae.facts.setdefault("format", name)
@@ -129,15 +137,25 @@ def save_sae(sae: Sae, folder: str | Path, format: str = "saelens") -> None:
     format_of(format).write(sae, Path(folder))
 
 
-def convert(source: str | Path, folder: str | Path, to: str) -> Sae:
+def convert(
+    source: str | Path, folder: str | Path, to: str, *, site: str = "", model: str = "", scale: float = 1.0
+) -> Sae:
     """Write the SAE that `source` means into `folder` in the format `to`, and return it.
 
+    site, model: what its files should say of where it was trained. scale: it was trained on activations times this,
+    and its files don't tell; the scale is folded into the weights.
     Raises UserError when it can't be read, when the format can't express it, or when `folder` isn't empty.
     """
     writer, target = format_of(to), Path(folder).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: not an empty folder; give a new one, so that no file of another SAE stays in it")
+    if not 0 < scale < math.inf:
+        raise UserError(f"scale = {scale}: must be a number above 0")
     sae = load_sae(source)
+    facts = {**sae.facts, **({"site": site} if site else {}), **({"model": model} if model else {})}
+    if scale != 1.0:
+        facts.pop("scale_missing", None)
+    sae = replace(sae, weights=sae.weights if scale == 1.0 else fold(sae.weights, scale), facts=facts)
     writer.write(sae, target)
     return sae
 
@@ -151,11 +169,11 @@ def configuration(kind: type[Model], raw: Any, where: str) -> Model:
         made = kind.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = printable(".".join(str(part)[:80] for part in first["loc"])) or "all of it"
         if first["type"] == "missing":
             raise UserError(f'{where}: "{key}" is missing') from error
-        shown = repr(first["input"])
-        raise UserError(f"{where}: {key} = {shown[:80]}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+        said = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+        raise UserError(f"{where}: {key} = {shown(first['input'])}: {said}") from error
     for key in made.model_extra or {}:
-        warnings.warn(f'{where}: unknown key "{key[:80]}" is left out of account', FormatWarning, stacklevel=2)
+        warnings.warn(f"{where}: unknown key {shown(key)} is left out of account", FormatWarning, stacklevel=2)
     return made

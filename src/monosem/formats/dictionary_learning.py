@@ -19,7 +19,7 @@ from monosem.formats import Origin, configuration
 from monosem.sae import Sae
 from monosem.store import write_atomic, write_json
 from monosem.types import UserError
-from monosem.untrusted import Place, check_shapes, numbers, read_object, read_torch
+from monosem.untrusted import Place, check_shapes, numbers, read_object, read_torch, shown
 
 LINEAR = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "decoder.weight"}
 DIRECT = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")}
@@ -75,7 +75,7 @@ def read(place: Place) -> Sae:
     trainer = config.trainer
     if trainer.dict_class not in CLASSES:
         raise UserError(
-            f'{cfg_path}: trainer.dict_class = "{trainer.dict_class[:80]}" is not supported; '
+            f"{cfg_path}: trainer.dict_class = {shown(trainer.dict_class)} is not supported; "
             f"known are {', '.join(CLASSES)}"
         )
     architecture, centred, names = CLASSES[trainer.dict_class]
@@ -103,7 +103,7 @@ def read(place: Place) -> Sae:
 
 
 def _site(trainer: Trainer) -> str | None:
-    layer = re.fullmatch(r"\d+", str(trainer.layer))
+    layer = re.fullmatch(r"\d{1,4}", str(trainer.layer))
     if not layer:
         return None
     name = trainer.submodule_name or ""

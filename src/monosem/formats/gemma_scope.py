@@ -18,7 +18,7 @@ from monosem.formats import configuration
 from monosem.sae import Sae
 from monosem.store import write_atomic
 from monosem.types import UserError
-from monosem.untrusted import Place, check_shapes, numbers, read_npz, read_object, read_safetensors
+from monosem.untrusted import Place, check_shapes, numbers, read_npz, read_object, read_safetensors, shown
 
 NAMES = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec")
 HOOKS = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z"}
@@ -65,7 +65,7 @@ def read(place: Place) -> Sae:
 
 def _from_path(text: str) -> dict[str, Any]:
     """Return site and model as a path of release 1 tells them; what it doesn't tell is left out."""
-    layer, release = re.search(r"layer_(\d+)", text), re.search(r"gemma-scope-(\w+)-(pt|it)-(res|mlp|att)", text)
+    layer, release = re.search(r"layer_(\d{1,4})", text), re.search(r"gemma-scope-(\w+)-(pt|it)-(res|mlp|att)", text)
     facts: dict[str, Any] = {}
     if release:
         facts["model"] = f"google/gemma-2-{release[1]}" + ("-it" if release[2] == "it" else "")
@@ -79,10 +79,10 @@ def _from_path(text: str) -> dict[str, Any]:
 def _from_config(path: Path, raw: dict[str, Any]) -> dict[str, Any]:
     config = configuration(Config, read_object(path), str(path))
     if config.architecture != "jump_relu":
-        raise UserError(f'{path}: architecture = "{config.architecture}" is not supported; "jump_relu" is')
+        raise UserError(f'{path}: architecture = {shown(config.architecture)} is not supported; "jump_relu" is')
     if "affine_skip_connection" in raw or config.hf_hook_point_out not in (None, config.hf_hook_point_in):
         raise UserError(f"{path}: a transcoder (it reads one site and writes another); only SAEs are read")
-    point = re.fullmatch(r"(?:model\.)?layers\.(\d+)\.(.+)", config.hf_hook_point_in or "")
+    point = re.fullmatch(r"(?:model\.)?layers\.(\d{1,4})\.(.+)", config.hf_hook_point_in or "")
     hook = POINTS.get(point[2]) if point else None
     site = f"blocks.{int(point[1])}.{hook}" if point and hook else config.hf_hook_point_in
     return {"site": site, "model": config.model_name}

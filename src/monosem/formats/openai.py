@@ -17,7 +17,7 @@ from monosem.formats import configuration
 from monosem.sae import Sae
 from monosem.store import write_atomic
 from monosem.types import UserError
-from monosem.untrusted import Place, check_shapes, numbers, read_torch
+from monosem.untrusted import Place, check_shapes, numbers, read_torch, shown
 
 NAMES = ("encoder.weight", "latent_bias", "decoder.weight", "pre_bias")
 
@@ -48,7 +48,7 @@ def read(place: Place) -> Sae:
     state = read_torch(path)
     activation = state.get("activation", "ReLU")
     if activation not in ("ReLU", "TopK"):
-        raise UserError(f"{path}: activation = {str(activation)[:80]!r} is not supported; ReLU and TopK are")
+        raise UserError(f"{path}: activation = {shown(activation)} is not supported; ReLU and TopK are")
     raw = numbers(state, NAMES, path)
     if raw["encoder.weight"].ndim != 2:
         raise UserError(f"{path}: encoder.weight has shape {tuple(raw['encoder.weight'].shape)}; a matrix is wanted")
@@ -65,7 +65,7 @@ def read(place: Place) -> Sae:
         return sae_of(Plain("standard", weights, centred=True), {})
     settings = configuration(Activation, state.get("activation_state_dict"), f"{path}: activation_state_dict")
     if settings.postact_fn != "ReLU":
-        raise UserError(f'{path}: postact_fn = "{settings.postact_fn[:80]}" is not supported; ReLU is')
+        raise UserError(f"{path}: postact_fn = {shown(settings.postact_fn)} is not supported; ReLU is")
     return sae_of(Plain("topk", weights, centred=True, k=settings.k, per_token="token_ln"), {})
 
 

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from safetensors.torch import save
 
 from monosem.equivalents import Plain, sae_of
-from monosem.formats import FormatWarning, configuration
+from monosem.formats import Origin, configuration
 from monosem.normaliser import PER_TOKEN, Kind, Normaliser, fold
 from monosem.sae import Sae
 from monosem.store import file_hash, write_bytes, write_json
-from monosem.types import UserError
-from monosem.untrusted import Place, check_shapes, numbers, read_object, read_safetensors
+from monosem.types import FormatWarning, UserError
+from monosem.untrusted import Place, check_shapes, numbers, read_object, read_safetensors, shown
 from monosem.variants import make_variant
 
 WEIGHTS = "sae_weights.safetensors"
@@ -48,9 +48,20 @@ aux_loss_coefficient decoder_init_norm topk_threshold_lr matryoshka_widths use_m
 l0_warm_up_steps jumprelu_bandwidth jumprelu_init_threshold jumprelu_sparsity_loss_mode pre_act_loss_coefficient
 jumprelu_tanh_scale mse_loss_normalization use_ghost_grads model_class_name normalize_sae_decoder
 decoder_heuristic_init init_encoder_as_decoder_transpose sae_id release b_dec_init_method tokens_per_buffer
-from_pretrained_path checkpoint_path use_sparse_activations activation_fn_kwargs
+from_pretrained_path checkpoint_path use_sparse_activations activation_fn_kwargs target_l0 jumprelu_ste_to_input
 """
 """Keys that SAELens writes and that the computation doesn't depend on."""
+
+
+Setting = bool | int | float | str | None
+Word = Annotated[str, StringConstraints(pattern=r"^\w{1,40}$")]
+
+
+class Scaler(BaseModel):
+    """`activation_scaler.json`: what activations of a run were multiplied with."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    scaling_factor: float | None = Field(default=None, gt=1e-12, lt=1e12)
 
 
 class Metadata(BaseModel):
@@ -74,10 +85,10 @@ class Own(BaseModel):
 
         model_config = ConfigDict(extra="forbid", strict=True)
         kind: Kind
-        scale: float = Field(gt=0, allow_inf_nan=False)
+        scale: float = Field(gt=1e-12, lt=1e12)
 
-    variant: str
-    hyper: dict[str, Any]
+    variant: Word
+    hyper: dict[Word, Setting | list[Setting]]
     normaliser: Scale
     weights_sha256: str
     activation_units: str = ""
@@ -91,7 +102,7 @@ class Config(BaseModel):
     d_in: int = Field(ge=1)
     d_sae: int = Field(ge=1)
     k: float | None = Field(default=None, ge=1, allow_inf_nan=False)
-    apply_b_dec_to_input: bool = False
+    apply_b_dec_to_input: bool = True
     normalize_activations: str = "none"
     rescale_acts_by_decoder_norm: bool = False
     finetuning_scaling_factor: bool = False
@@ -109,7 +120,8 @@ def save_sae(sae: Sae, folder: str | Path) -> None:
     folder = Path(folder)
     per_token = sae.normaliser.kind in PER_TOKEN
     scale = 1.0 if per_token else sae.normaliser.scale
-    weights = {name: value.detach().cpu().contiguous() for name, value in fold(sae.weights, scale).items()}
+    folded = fold(sae.weights, scale)
+    weights = {name: folded[name].detach().cpu().contiguous() for name in EXPECTED[sae.variant.architecture]}
     digest = write_bytes(folder / WEIGHTS, save(weights))
     write_json(folder / "cfg.json", _cfg(sae, digest))
 
@@ -160,28 +172,38 @@ def load_sae(folder: str | Path) -> Sae:
 
 
 def read(place: Place) -> Sae:
-    cfg_path = place.file("cfg.json")
+    cfg_path, path = place.file("cfg.json"), place.file(WEIGHTS)
     cfg = configuration(Config, _flattened(read_object(cfg_path)), str(cfg_path))
-    path = place.file(WEIGHTS)
     architecture = TRAINED_AS.get(cfg.architecture, cfg.architecture)
     if architecture not in EXPECTED:
         raise UserError(
-            f'{cfg_path}: architecture = "{cfg.architecture[:80]}" is not supported; '
+            f"{cfg_path}: architecture = {shown(cfg.architecture)} is not supported; "
             f"known are {', '.join((*EXPECTED, *TRAINED_AS))}"
         )
     tensors = read_safetensors(path)
-    if cfg.architecture in TRAINED_AS and "topk_threshold" in tensors and tensors["topk_threshold"].numel() == 1:
-        tensors["threshold"] = tensors["topk_threshold"].reshape(()).float().expand(cfg.d_sae).contiguous()
+    if cfg.architecture in TRAINED_AS and "threshold" not in tensors:
+        threshold = numbers(tensors, ["topk_threshold"], path)
+        check_shapes(threshold, {"topk_threshold": ()}, path, cfg.architecture)
+        tensors["threshold"] = threshold["topk_threshold"].repeat(cfg.d_sae)
     weights = numbers(tensors, EXPECTED[architecture], path)
     shapes = {"W_enc": (cfg.d_in, cfg.d_sae), "W_dec": (cfg.d_sae, cfg.d_in), "b_dec": (cfg.d_in,)}
     check_shapes(weights, {name: shapes.get(name, (cfg.d_sae,)) for name in weights}, path, "cfg.json")
     if cfg.monosem is not None:
         return _own(cfg, cfg.monosem, weights, path)
-    if "scaling_factor" in tensors and cfg.finetuning_scaling_factor:
-        factor = numbers(tensors, ["scaling_factor"], path)
-        check_shapes(factor, {"scaling_factor": (cfg.d_sae,)}, path, "cfg.json")
-        weights["W_dec"] = factor["scaling_factor"][:, None] * weights["W_dec"]
+    if "scaling_factor" in tensors:
+        weights = _finetuned(cfg, numbers(tensors, ["scaling_factor"], path), weights, path)
     return _foreign(cfg, cfg_path, architecture, weights, place)
+
+
+def _finetuned(
+    cfg: Config, factor: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], path: Path
+) -> dict[str, torch.Tensor]:
+    """Return weights whose decoder rows have the factors that activations were multiplied with (before version 6)."""
+    check_shapes(factor, {"scaling_factor": (cfg.d_sae,)}, path, "cfg.json")
+    rows = factor["scaling_factor"][:, None]
+    if not cfg.finetuning_scaling_factor and not torch.allclose(rows, torch.ones_like(rows)):
+        raise UserError(f"{path}: has a scaling_factor, but cfg.json has no finetuning_scaling_factor = true; set it")
+    return {**weights, "W_dec": rows * weights["W_dec"]}
 
 
 def _flattened(raw: dict[str, Any]) -> dict[str, Any]:
@@ -210,22 +232,24 @@ def _own(cfg: Config, own: Own, weights: dict[str, torch.Tensor], path: Path) ->
     variant = make_variant(own.variant, own.hyper)
     if variant.architecture != TRAINED_AS.get(cfg.architecture, cfg.architecture):
         raise UserError(
-            f'{path.parent}: monosem.variant = "{own.variant}" is no {cfg.architecture}; cfg.json is altered'
+            f"{path.parent}: monosem.variant = {shown(own.variant)} is no {shown(cfg.architecture)}; replace cfg.json"
         )
     variant.check(cfg.d_in, cfg.d_sae)
-    return Sae(own.variant, variant, weights, normaliser, dict(own.model_extra or {}))
+    facts = dict(own.model_extra or {})
+    configuration(Origin, facts, f"{path.parent / 'cfg.json'}: monosem")
+    return Sae(own.variant, variant, weights, normaliser, facts)
 
 
 def _foreign(cfg: Config, path: Path, architecture: Any, weights: dict[str, torch.Tensor], place: Place) -> Sae:
     mode = cfg.normalize_activations
     if mode not in KINDS:
-        raise UserError(f'{path}: normalize_activations = "{mode[:80]}" is not supported; known are {", ".join(KINDS)}')
+        raise UserError(f"{path}: normalize_activations = {shown(mode)} is not supported; known are {', '.join(KINDS)}")
     if cfg.metadata.hook_head_index is not None:
         raise UserError(f"{path}: hook_head_index = {cfg.metadata.hook_head_index}: SAEs of one head are not supported")
-    if mode == "expected_average_only_in":
-        weights = _scaled(weights, path, place)
-    if cfg.rescale_acts_by_decoder_norm:
-        weights = _unit(weights)
+    scale = _scale(path, place) if mode == "expected_average_only_in" else 1.0
+    if cfg.rescale_acts_by_decoder_norm and cfg.architecture in ("topk", *TRAINED_AS):
+        weights = _unit(weights)  # before the scale: thresholds are in these units
+    weights = weights if scale is None else fold(weights, scale)
     k = 0
     if architecture == "topk":
         if cfg.k is None or cfg.k != int(cfg.k):
@@ -237,30 +261,29 @@ def _foreign(cfg: Config, path: Path, architecture: Any, weights: dict[str, torc
         "context": cfg.metadata.context_size,
         "prepend_bos": cfg.metadata.prepend_bos,
         "trained_as": cfg.architecture,
+        **({"scale_missing": True} if scale is None else {}),
     }
     return sae_of(Plain(architecture, weights, cfg.apply_b_dec_to_input, k, KINDS[mode]), facts)
 
 
-def _scaled(weights: dict[str, torch.Tensor], path: Path, place: Place) -> dict[str, torch.Tensor]:
-    """Return weights with the scale folded that a run was trained at but not saved with, if anything tells it."""
+def _scale(path: Path, place: Place) -> float | None:
+    """Return the scale that a run was trained at but not saved with; None, with a warning, when nothing tells it."""
     scale = place.known.get("norm_scaling_factor")
     if scale is None and place.has("activation_scaler.json"):
-        scale = read_object(place.file("activation_scaler.json")).get("scaling_factor")
-    if isinstance(scale, int | float) and 0 < scale < float("inf"):
-        return fold(weights, float(scale))
+        scaler = place.file("activation_scaler.json")
+        scale = configuration(Scaler, read_object(scaler), str(scaler)).scaling_factor
+    if scale is not None:
+        return float(scale)
     warnings.warn(
         f"{path}: trained on scaled activations, and the scale is not in the files; `monosem doctor` estimates it",
         FormatWarning,
         stacklevel=2,
     )
-    return weights
+    return None
 
 
 def _unit(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return weights with unit decoder rows, where selection went by activation times decoder norm."""
     norms = weights["W_dec"].norm(dim=1).clamp_min(1e-8)
     out = {**weights, "W_enc": weights["W_enc"] * norms, "W_dec": weights["W_dec"] / norms[:, None]}
-    for name in ("b_enc", "b_gate", "b_mag"):
-        if name in out:
-            out[name] = out[name] * norms
-    return out
+    return {**out, "b_enc": out["b_enc"] * norms}

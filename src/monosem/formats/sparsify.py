@@ -18,7 +18,7 @@ from monosem.formats import Origin, configuration
 from monosem.sae import Sae
 from monosem.store import write_bytes, write_json
 from monosem.types import UserError
-from monosem.untrusted import Place, check_shapes, numbers, read_object, read_safetensors
+from monosem.untrusted import Place, check_shapes, numbers, read_object, read_safetensors, shown
 
 NAMES = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 HOOKS = {"": "hook_resid_post", ".mlp": "hook_mlp_out", ".self_attn": "hook_attn_out", ".attn": "hook_attn_out"}
@@ -52,7 +52,7 @@ def read(place: Place) -> Sae:
         if getattr(cfg, key) == wrong:
             raise UserError(f"{cfg_path}: {key} = true is not supported; only SAEs without it are read")
     if cfg.activation != "topk":
-        raise UserError(f'{cfg_path}: activation = "{cfg.activation}" is not supported; "topk" is')
+        raise UserError(f'{cfg_path}: activation = {shown(cfg.activation)} is not supported; "topk" is')
     d_sae = cfg.num_latents or cfg.d_in * cfg.expansion_factor
     raw = numbers(read_safetensors(path), NAMES, path)
     shapes = {"encoder.weight": (d_sae, cfg.d_in), "encoder.bias": (d_sae,), "W_dec": (d_sae, cfg.d_in)}
@@ -71,12 +71,13 @@ def read(place: Place) -> Sae:
 def _origin(place: Place) -> dict[str, Any]:
     """Return site and model as the folder's name and the run's configuration above it tell them."""
     name = place.folder.absolute().name
-    found = re.fullmatch(r"(?:.*\.)?(?:layers|h)\.(\d+)(\.\w+)?", name)
+    found = re.fullmatch(r"(?:.*\.)?(?:layers|h)\.(\d{1,4})(\.\w+)?", name)
     hook = HOOKS.get(found[2] or "") if found else None
     facts: dict[str, Any] = {"site": f"blocks.{int(found[1])}.{hook}" if found and hook else None}
     above = Place(place.folder.absolute().parent, place.root)
     if above.has("config.json") and facts["site"]:
-        facts["model"] = read_object(above.file("config.json")).get("model")
+        model = read_object(above.file("config.json")).get("model")
+        facts["model"] = model if isinstance(model, str) else None
     return facts
 
 
