@@ -194,6 +194,26 @@ def test_matched_l0_finds_the_ratio_of_two_power_laws() -> None:
     assert "ratio" not in apart
 
 
+def test_a_single_point_is_compared_with_the_curve_at_its_l0() -> None:
+    rng = np.random.default_rng(1)
+    noise, own = np.exp(rng.normal(0, 0.2, 300)), np.exp(rng.normal(0, 0.05, 300))
+    base = power_curve([20, 50, 100], 1.0, noise)
+    nmse = 1.4 * 40**-0.5
+    point = Curve(np.array([40.0]), np.array([nmse]), np.full((300, 1), 40.0), (nmse * noise * own)[:, None])
+    found = compare_at_matched_l0(point, base, 7)
+    assert (found["l0_low"], found["l0_high"], found["at"]) == (40, 40, [])
+    assert found["ratio"]["value"] == pytest.approx(1.4)
+    assert found["ratio"]["low"] == pytest.approx(1.4 * np.quantile(own, 0.025), rel=1e-4)  # what both share cancels
+    assert found["ratio"]["high"] == pytest.approx(1.4 * np.quantile(own, 0.975), rel=1e-4)
+    turned = compare_at_matched_l0(base, point, 7)
+    assert turned["ratio"]["value"] == pytest.approx(1 / 1.4)
+    assert turned["ratio"]["low"] == pytest.approx(1 / found["ratio"]["high"], rel=1e-3)
+    far = compare_at_matched_l0(power_curve([400], 1.0, noise), base, 7)
+    assert far == {"reason": "its L0 400 is outside 20 to 100"}
+    with pytest.raises(ValueError, match="no L0 in common"):
+        compare_at_matched_l0(point, point, 7)
+
+
 def test_measure_names_what_is_wrong() -> None:
     sae = make_sae("standard", d_in=8, d_sae=24)
     with pytest.raises(UserError, match="no activations"):

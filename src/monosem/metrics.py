@@ -215,11 +215,14 @@ class Curve:
 
 
 def compare_at_matched_l0(curve: Curve, baseline: Curve, n: int, points: int = 33) -> dict[str, Any]:
-    """Compare two curves where their L0 ranges overlap.
+    """Compare two curves where their L0 ranges overlap, or a single point with the curve at its L0.
 
     Returns `l0_low`, `l0_high` (the shared range), `ratio` (Estimate of the NMSE ratio curve / baseline, the geometric
     mean over the range, evenly in log L0) and `at` (the same at round L0 values). Without overlap only `reason`.
+    Raises ValueError for two single points.
     """
+    if curve.l0.size == 1 or baseline.l0.size == 1:
+        return _compare_point(curve, baseline, n)
     low, high = max(curve.l0.min(), baseline.l0.min()), min(curve.l0.max(), baseline.l0.max())
     if not low < high:
         return {
@@ -253,6 +256,22 @@ def compare_at_matched_l0(curve: Curve, baseline: Curve, n: int, points: int = 3
         for i, value in enumerate(round_l0)
     ]
     return {"l0_low": float(low), "l0_high": float(high), "ratio": overall.as_dict(), "at": places}
+
+
+def _compare_point(curve: Curve, baseline: Curve, n: int) -> dict[str, Any]:
+    """Return what `compare_at_matched_l0` does, of which one is a single point: everything at the L0 of that."""
+    point, line, sign = (curve, baseline, 1) if curve.l0.size == 1 else (baseline, curve, -1)
+    if line.l0.size == 1:
+        raise ValueError("two single points have no L0 in common")
+    l0 = float(point.l0[0])
+    if not line.l0.min() <= l0 <= line.l0.max():
+        return {"reason": f"its L0 {l0:.3g} is outside {line.l0.min():.3g} to {line.l0.max():.3g}"}
+    log_value = sign * np.log(point.nmse[0] / interpolate(line.l0, line.nmse, point.l0)[0])
+    theirs = np.stack(
+        [interpolate(*drawn) for drawn in zip(line.l0_draws, line.nmse_draws, point.l0_draws, strict=True)]
+    )
+    ratio = _ratio(log_value, sign * np.log(point.nmse_draws / theirs)[:, 0], n)
+    return {"l0_low": l0, "l0_high": l0, "ratio": ratio.as_dict(), "at": []}
 
 
 def _ratio(log_value: float, log_draws: Array, n: int) -> Estimate:

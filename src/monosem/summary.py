@@ -126,7 +126,9 @@ def _sentence(found: list[dict[str, Any]], baseline: str, final: dict[str, Any] 
 def _against(c: dict[str, Any], variant: str = "") -> str:
     r = c["ratio"]
     size = f"{r['value']:.3g} times"
-    interval = f"[{r['low']:.3g}, {r['high']:.3g}]"
+    interval = f"[{r['low']:.3g}, {r['high']:.3g}]" + (
+        f" at L0 {c['l0_low']:.3g}" if c["l0_low"] == c["l0_high"] else ""
+    )
     return f"{variant} {size} {interval}" if variant else f"{size} {c['baseline']}'s {interval}"
 
 
@@ -162,7 +164,7 @@ def _loaded_caveat(judged: Judged) -> str:
     loaded = read_json(judged.info.folder / "cfg.json")["monosem"].get("loaded")
     if not loaded:
         return ""
-    told = f"{judged.info.name} was trained elsewhere ({loaded['source']}), on other tokens than the rest"
+    told = f"{judged.info.name} was trained elsewhere ({loaded['source']}), how and on which tokens isn't known here"
     if loaded["unsaid"]:
         told += f"; its files don't say for which {' and '.join(loaded['unsaid'])}"
     explained = judged.result.scalars.get("explained_variance")

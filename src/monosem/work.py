@@ -58,4 +58,7 @@ def _info(work: Work, name: str, variant: str, seed: int) -> RunInfo:
         raise UserError(f"{cfg_path}: run {name} is not there yet; run `monosem train {work.folder}` first")
     cfg = read_json(cfg_path)
     ours = cfg["monosem"]
-    return RunInfo(name, variant, ours["hyper"], seed, cfg["d_sae"], ours["weights_sha256"], cfg_path.parent)
+    hyper = ours["hyper"]
+    if "loaded" in ours:  # the rest says how it would be trained here
+        hyper = {"architecture": ours["variant"], **({"k": hyper["k"]} if "k" in hyper else {})}
+    return RunInfo(name, variant, hyper, seed, cfg["d_sae"], ours["weights_sha256"], cfg_path.parent)

@@ -104,7 +104,7 @@ def _hover(one: Judged, _: Estimate) -> str:
 
 
 def curve(judged: list[Judged], variant: str) -> Curve | None:
-    """Return a variant's curve: one point a setting, the mean over its seeds in log space; None with fewer than two.
+    """Return a variant's curve: one point a setting, the mean over its seeds in log space; None with none.
 
     In the draws, seeds are resampled too where a setting has several.
     """
@@ -112,7 +112,7 @@ def curve(judged: list[Judged], variant: str) -> Curve | None:
     for one in judged:
         if one.info.variant == variant and one.value("l0") > 0 and one.value("nmse") > 0:
             groups.setdefault(setting(one.info), []).append(one)
-    if len(groups) < 2:
+    if not groups:
         return None
     rng = np.random.default_rng(0)
     columns: dict[str, list[np.ndarray]] = {"l0": [], "nmse": []}
@@ -132,8 +132,8 @@ def curve(judged: list[Judged], variant: str) -> Curve | None:
 def compare_variants(judged: list[Judged], variant: str, baseline: str) -> dict[str, Any]:
     """Compare a variant's L0/NMSE curve with another's at matched L0 (see metrics.compare_at_matched_l0)."""
     mine, against = curve(judged, variant), curve(judged, baseline)
-    if mine is None or against is None:
-        found: dict[str, Any] = {"reason": "a curve needs at least two settings with L0 and NMSE above 0"}
+    if mine is None or against is None or len(mine.l0) + len(against.l0) < 3:
+        found: dict[str, Any] = {"reason": "one of the two needs at least two settings with L0 and NMSE above 0"}
     else:
         tokens = judged[0].result.scalars["nmse"]
         found = compare_at_matched_l0(mine, against, tokens.n if tokens else 0)

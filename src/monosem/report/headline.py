@@ -76,7 +76,7 @@ def _card(comparison: dict[str, Any], place: Callable[[float], float]) -> Card:
     )
     first, last = finite(comparison.get("l0_low")), finite(comparison.get("l0_high"))
     if first is not None and last is not None:
-        card = replace(card, span=f"L0 {first:.0f} to {last:.0f}")
+        card = replace(card, span=f"L0 {first:.0f}" + (f" to {last:.0f}" if first != last else ""))
     if value is None or value <= 0:
         return card
     digits = _ratio_digits(value, low, high)
