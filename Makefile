@@ -16,7 +16,7 @@ FUZZ_WORKERS ?= 2
 PIP := pip install --disable-pip-version-check --quiet
 TEST_RUN := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 .DEFAULT_GOAL := help
-.PHONY: help setup compare test test-fast oracle bench bench-growth fuzz check format screenshot examples lock clean
+.PHONY: help setup compare test test-fast oracle bench bench-growth fuzz check format screenshot examples notebook lock clean
 
 help:             ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -35,7 +35,8 @@ $(RUN): $(VENV)/created pyproject.toml constraints.txt
 
 $(DEV): $(RUN)
 	@echo "installing the development tools into $(VENV)"
-	$(BIN)/$(PIP) -c constraints.txt pytest pytest-xdist hypothesis ruff pyright import-linter playwright httpx2 datasets "triton; platform_system == 'Linux'"
+	$(BIN)/$(PIP) -c constraints.txt pytest pytest-xdist hypothesis ruff pyright import-linter playwright httpx2 datasets tensorboard \
+		nbclient nbformat ipykernel "triton; platform_system == 'Linux'"
 	@touch $@
 
 setup: $(DEV)     ## create .venv and install everything for development
@@ -96,8 +97,14 @@ format: $(DEV)    ## format and mend what lint can mend
 screenshot: $(DEV) ## docs/report.png from the report of OUT, in headless Chromium
 	$(BIN)/python -m monosem.report.screenshot $(OUT)/report.html docs/report.png --width 1280 --height 800
 
-examples: $(DEV)  ## run every example
+examples: $(DEV)  ## run every example and the notebook
 	for example in examples/*.py; do echo "$$example"; $(BIN)/python "$$example" || exit 1; done
+	$(BIN)/jupyter-execute examples/foreign_sae.ipynb
+
+notebook: $(DEV)  ## run the notebook and keep what it puts out
+	$(BIN)/python -c "import nbclient, nbformat; book = nbformat.read('examples/foreign_sae.ipynb', 4); \
+		nbclient.NotebookClient(book, record_timing=False, resources={'metadata': {'path': 'examples'}}).execute(); \
+		nbformat.write(book, 'examples/foreign_sae.ipynb')"
 
 lock: $(DEV)      ## write constraints.txt from what is installed (after a deliberate upgrade)
 	grep '^#' constraints.txt > constraints.new

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 import monosem
 from monosem.types import UserError
@@ -32,6 +33,16 @@ WEIGHTS = {name: value.numpy() for name, value in random_sae("jumprelu").weights
 STATE = {"encoder.weight": torch.ones(6, 4), "latent_bias": torch.ones(6), "pre_bias": torch.ones(4)}
 DICTIONARY = json.dumps({"trainer": {"dict_class": "AutoEncoder", "activation_dim": 4, "dict_size": 6}}).encode()
 CFG: dict[str, Any] = {"architecture": "standard", "d_in": D_IN, "d_sae": D_SAE, "metadata": {}}
+
+
+def run(d_sae: int) -> dict[str, bytes]:
+    """Return an unfinished run of SAELens, whose threshold is one number."""
+    tensors = {name: torch.from_numpy(value) for name, value in WEIGHTS.items() if name != "threshold"}
+    cfg = {**CFG, "architecture": "batchtopk", "d_sae": d_sae, "k": 2.5}
+    return {
+        "cfg.json": json.dumps(cfg).encode(),
+        "sae_weights.safetensors": save({**tensors, "topk_threshold": torch.ones(())}),
+    }
 
 
 def npz(**changed: bytes) -> dict[str, bytes]:
@@ -178,6 +189,13 @@ BOMBS: dict[str, tuple[Callable[[], dict[str, bytes]], str]] = {
         lambda: safetensors(tensor([24], 96), cfg={**CFG, "d_sae": 10**30}),
         'tensor "b_enc" is missing',
     ),
+    **{
+        f"a d_sae of {size}, and one threshold": (
+            lambda size=size: run(size),
+            r"W_enc has shape \(8, 24\), cfg\.json says",
+        )
+        for size in (2**34, 2**62, 10**30)
+    },
     "a k of 10^400": (
         lambda: json_of(json.dumps({**CFG, "architecture": "topk"}).encode()[:-1] + b', "k": 1e400}'),
         "k = inf: input should be a finite number",
@@ -285,3 +303,8 @@ def test_no_code_in_a_file_runs(tmp_path: Path) -> None:
         with pytest.raises(UserError):
             monosem.load_sae(write(tmp_path / str(number), files))
         assert not sentinel.exists(), sorted(files)
+
+
+def test_arrays_of_objects_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"W_enc\.npy holds Python objects, which are not read"):
+        monosem.load_sae(write(tmp_path, npz(W_enc=npy(np.array([{}, {}], dtype=object)))))

@@ -164,6 +164,15 @@ def test_the_top_of_a_batch_is_its_top_whatever_the_shape(
         assert torch.equal(codes.dense(), expected)
 
 
+@pytest.mark.parametrize("d_sae", [80, 1100])
+def test_of_equal_activations_of_a_batch_the_first_are_kept(d_sae: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "DENSE_ABOVE", 1.01)
+    w = {"W_enc": torch.ones(D_IN, d_sae), "b_enc": torch.zeros(d_sae), "b_dec": torch.zeros(D_IN)}
+    codes = batch_top_codes(w, torch.ones(3, D_IN), 30, centred=False)
+    assert isinstance(codes, RaggedCodes)
+    assert (codes.dense().flatten() > 0).nonzero().flatten().tolist() == list(range(90))
+
+
 @pytest.mark.parametrize("hint", [1e-3, 1.0, 1e9])
 @pytest.mark.parametrize("first", ["hint", "rows"])
 def test_a_wrong_guess_of_the_smallest_kept_changes_nothing(

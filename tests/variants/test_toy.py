@@ -141,3 +141,32 @@ def test_tanh_shrinks_less_than_l1_and_loses_features() -> None:
     assert tanh.l0 < l1().l0
     assert tanh.nmse < 0.8 * l1().nmse
     assert tanh.dead > 0.25
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper", "found"),
+    [("batchtopk", {"k": 3}, 0.95), ("jumprelu", {"l0_coefficient": 0.5, "bandwidth": 0.1}, 0.92)],
+)
+def test_thresholds_reconstruct_better_than_a_fixed_number(name: str, hyper: dict, found: float) -> None:
+    """Tokens have between no and eight directions: who may spend more features on some of them gains by it."""
+    made, topk = outcome(name, **hyper), outcome("topk", k=3)
+    assert made.found >= found
+    assert 0.98 <= made.gamma_c <= 1.02
+    assert 2.8 < made.l0 < 3.5
+    assert made.nmse < 0.85 * topk.nmse
+
+
+def test_matryoshka_pays_for_its_inner_dictionaries() -> None:
+    nested, batch = outcome("matryoshka", k=3, fractions=(0.25, 0.5, 1.0)), outcome("batchtopk", k=3)
+    assert nested.found >= 0.9
+    assert 0.97 <= nested.gamma_c <= 1.05
+    assert 2.8 < nested.l0 < 3.2
+    assert batch.nmse < nested.nmse < 2 * batch.nmse
+
+
+def test_p_annealing_shrinks_less_than_l1() -> None:
+    annealed = outcome("p_anneal", l1_coefficient=2.0)
+    assert annealed.found >= 0.95
+    assert 0.9 < annealed.gamma_c <= 1.02
+    assert annealed.l0 < l1().l0
+    assert annealed.nmse < 0.8 * l1().nmse

@@ -88,7 +88,7 @@ def read(place: Place) -> Sae:
     for ours, theirs in names.items():
         shape = shapes.get(ours, (d_sae,))
         if ours == "threshold" and state[theirs].ndim == 0:
-            state[theirs] = state[theirs].expand(d_sae).contiguous()
+            state[theirs] = state[theirs].repeat(d_sae)  # W_enc comes before it: d_sae is no mere claim
         turned = theirs in ("encoder.weight", "decoder.weight")  # torch.nn.Linear has [out, in]
         check_shapes(state, {theirs: shape[::-1] if turned else shape}, path, "config.json")
         weights[ours] = state[theirs].t().contiguous() if turned else state[theirs]

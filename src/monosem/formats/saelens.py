@@ -181,13 +181,19 @@ def read(place: Place) -> Sae:
             f"known are {', '.join((*EXPECTED, *TRAINED_AS))}"
         )
     tensors = read_safetensors(path)
+    names = list(EXPECTED[architecture])
     if cfg.architecture in TRAINED_AS and "threshold" not in tensors:
-        threshold = numbers(tensors, ["topk_threshold"], path)
-        check_shapes(threshold, {"topk_threshold": ()}, path, cfg.architecture)
-        tensors["threshold"] = threshold["topk_threshold"].repeat(cfg.d_sae)
-    weights = numbers(tensors, EXPECTED[architecture], path)
-    shapes = {"W_enc": (cfg.d_in, cfg.d_sae), "W_dec": (cfg.d_sae, cfg.d_in), "b_dec": (cfg.d_in,)}
+        names[names.index("threshold")] = "topk_threshold"
+    weights = numbers(tensors, names, path)
+    shapes = {
+        "W_enc": (cfg.d_in, cfg.d_sae),
+        "W_dec": (cfg.d_sae, cfg.d_in),
+        "b_dec": (cfg.d_in,),
+        "topk_threshold": (),
+    }
     check_shapes(weights, {name: shapes.get(name, (cfg.d_sae,)) for name in weights}, path, "cfg.json")
+    if "topk_threshold" in weights:  # only now is d_sae known to be no mere claim
+        weights["threshold"] = weights.pop("topk_threshold").repeat(cfg.d_sae)
     if cfg.monosem is not None:
         return _own(cfg, cfg.monosem, weights, path)
     if "scaling_factor" in tensors:
