@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from monosem.autoencoder import require_above_zero
-from monosem.variants import Penalised
+from monosem.variants import Penalised, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,5 +27,5 @@ class Sqrt(Penalised):
         super().check(d_in, d_sae)
         require_above_zero(knee=self.knee)
 
-    def penalty(self, fbar: Tensor) -> Tensor:
+    def penalty(self, fbar: Tensor, step: Step) -> Tensor:
         return 2 * self.knee * (torch.sqrt(1 + fbar / self.knee) - 1)

@@ -157,6 +157,10 @@ BOMBS: dict[str, tuple[Callable[[], dict[str, bytes]], str]] = {
         lambda: npz(W_enc=b"\x93NUMPY\x02\x00" + struct.pack("<I", 9000) + b"(" * 9000),
         r"params\.npz: can't be read",
     ),
+    "an array whose shape is nested": (
+        lambda: npz(W_enc=b"\x93NUMPY\x01\x00" + struct.pack("<H", 2514) + b"{'shape': (" + b"(-1, " * 500 + b" \n}"),
+        r"params\.npz: can't be read \(Header info length \(2514\) is large",
+    ),
     "an array of nothing, of endless width": (
         lambda: npz(W_enc=npy(WEIGHTS["W_enc"], (b"(8, 24), }          ", b"(0, 99999999999), } "))),
         "can't be read",

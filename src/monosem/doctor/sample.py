@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -63,12 +62,11 @@ def take_sample(
     source: str = "",
     context: int = 128,
     tokens: int = 20_000,
-    progress: Callable[[int], object] = lambda _tokens: None,
 ) -> Sample:
     """Run the model over packed text and return activations at `site` and at the sites beside it of width `d_in`.
 
-    tokens: of text, at least. progress: called with packed tokens done. Raises UserError for a site that the model
-    doesn't have, too little text, or activations that are NaN or infinite.
+    tokens: of text, at least. Raises UserError for a site that the model doesn't have or that has another width, for
+    too little text, and for activations that are NaN or infinite.
     """
     rows = pack(
         documents(source),
@@ -86,7 +84,6 @@ def take_sample(
         for name, values in _capture(model, part, sites).items():
             if name == site or values.shape[-1] == d_in:
                 pieces.setdefault(name, []).append(values.flatten(0, 1).cpu())
-        progress(part.numel())
     x = {name: torch.cat(values) for name, values in pieces.items()}
     if x[site].shape[1] != d_in:
         raise UserError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,9 +24,11 @@ SCREEN_TOKENS = 2_500
 SCREEN_WORK = 2e10  # multiplications that one reading may take at the screening
 CLEAR = (0.9, 0.75, 0.6)  # the paired ratio has to lie below this, by how much of a reading was found from data
 FOUND = (1.0, 1.3, 1.4)  # what `Score.cost` is multiplied by, by how much of a reading was found from data
+WORTH = 0.4  # NMSE times L0 to this power is alike along the frontier of trained SAEs (0.26 to 0.48 in the quickstart)
 DEEP = 3
 FLOOR = 0.25  # explained variance that the right reading of a trained SAE has at least
 TOO_LARGE = 1.06  # `fits.size` from which a k is too large, or thresholds too small, for the SAE
+NOT_FINITE = "this SAE's reconstruction of ordinary activations is NaN or infinite; its weights are damaged"
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Score:
 
     @property
     def cost(self) -> float:
-        """What readings are ranked by: of trained SAEs with more active features, NMSE falls about as sqrt(L0)."""
-        return float(self.nmse[0] * max(1.0, self.l0[0]) ** 0.5)
+        """What readings are ranked by: of trained SAEs with more active features, NMSE falls about as L0^0.4."""
+        return float(self.nmse[0] * max(1.0, self.l0[0]) ** WORTH)
 
     @property
     def plausible(self) -> bool:
@@ -82,7 +84,7 @@ def score(readings: Iterable[Reading], sample: Sample) -> list[Score]:
         error, active = torch.zeros(sample.groups).double(), torch.zeros(sample.groups).double()
         for part, of in zip(x.split(CHUNK), group.split(CHUNK), strict=True):
             codes, xhat = rebuilt(reading.found, part)
-            error.index_add_(0, of, (part - xhat).double().square().sum(1))
+            error.index_add_(0, of, (part - xhat).square().sum(1).double())
             active.index_add_(0, of, _active(codes))
         if torch.isfinite(error).all():
             l0 = (weights @ active.numpy()) / (weights @ torch.bincount(group, minlength=sample.groups).numpy())
@@ -116,31 +118,48 @@ def clearly_better(new: Score, old: Score) -> bool:
     if change.kind == "k":
         return ratio < CLEAR[0]
     l0 = max(1.0, float(new.l0[0])) / max(1.0, float(old.l0[0]))
-    return ratio < 1 and ratio * l0**0.5 < CLEAR[change.fitted]
+    return ratio < 1 and ratio * l0**WORTH < CLEAR[change.fitted]
 
 
-def find(start: Reading, sample: Sample, progress: Callable[[int], object] = lambda _depth: None) -> Search:
-    """Take the best reading that is clearly better than the one before, up to three times."""
+def _best(better: list[Score]) -> Score:
+    """Return the least cost; where nothing is explained yet, few active features are no merit, and errors are compared.
+
+    What was found from data has to be better by a factor for being preferred to a guess.
+    """
+    explained = [option for option in better if 1 - option.nmse[0] >= FLOOR]
+    return min(
+        explained or better,
+        key=lambda o: FOUND[o.reading.changes[-1].fitted] * (o.cost if explained else float(o.nmse[0])),
+    )
+
+
+def find(start: Reading, sample: Sample) -> Search:
+    """Take the best reading that is clearly better than the one before, up to three times.
+
+    Raises UserError for weights that give NaN or infinite reconstructions.
+    """
     weights = start.found.weights["W_enc"].numel() * 2
     screen = sample.thin(int(min(SCREEN_TOKENS, max(512, SCREEN_WORK / weights))))
     way = score([start], screen)
     if not way:
-        raise UserError("this SAE's reconstruction of ordinary activations is NaN or infinite; its weights are damaged")
+        raise UserError(NOT_FINITE)
     tried: list[Score] = []
-    for depth in range(DEEP):
+    for _ in range(DEEP):
         here = way[-1].reading
         x, _ = screen.at(here.site, False)
         options = score(alternatives(here, x, list(sample.x)), screen)
         tried += options
         better = [option for option in options if clearly_better(option, way[-1])]
-        progress(depth)
         if not better:
             break
-        way.append(min(better, key=lambda option: option.cost * FOUND[option.reading.changes[-1].fitted]))
+        way.append(_best(better))
     too_large = _too_large(way[-1], tried, screen)
     if too_large is not None:
         way.append(too_large)
-    return Search(score([step.reading for step in way], sample), tried, way[0])
+    path = score([step.reading for step in way], sample)
+    if len(path) < len(way):
+        raise UserError(NOT_FINITE)
+    return Search(path, tried, way[0])
 
 
 def _too_large(last: Score, tried: list[Score], screen: Sample) -> Score | None:
@@ -150,7 +169,7 @@ def _too_large(last: Score, tried: list[Score], screen: Sample) -> Score | None:
     """
     reading = last.reading
     found = size(reading.found, screen.at(reading.site, False)[0])
-    if not last.plausible or found < TOO_LARGE:
+    if 1 - last.nmse[0] < FLOOR or found < TOO_LARGE:
         return None
     for option in tried:
         *before, change = option.reading.changes

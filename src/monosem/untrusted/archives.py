@@ -25,6 +25,7 @@ from monosem.untrusted.words import shown, words
 
 MAX_PICKLE = 2**20
 MAX_DIRECTORY = 2**20
+MAX_ARRAY_HEADER = 512
 MAX_INFLATION = 16
 """An archive may unpack to this many times its size; weights in float32 shrink by less than a third."""
 END, END_LOCATOR = b"PK\5\6", b"PK\6\7"
@@ -119,7 +120,7 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Tensor:
     stream = io.BytesIO(data)
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(stream)
+    shape, fortran, dtype = read(stream, max_header_size=MAX_ARRAY_HEADER)
     if dtype.hasobject:
         raise ValueError(f"{info.filename} holds Python objects, which are not read; save plain arrays")
     body = memoryview(data)[stream.tell() :]
