@@ -185,6 +185,21 @@ def test_event_files_hold_every_row_once_and_the_numbers(small: dict[str, Any], 
     check_event_files(folder)
 
 
+def test_event_files_of_one_second_are_read_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard ends the names with a counter without leading zeros: 9 would come after 10."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.summary.writer import event_file_writer
+
+    from monosem.tracking import _TensorBoard
+
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(9))
+    for value in range(2):
+        copy = _TensorBoard(tmp_path, whole=False)
+        copy.log(0, {"loss": float(value)})
+        copy.close(False)
+    assert scalars(tmp_path)["loss"] == [(0, 1.0)]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, UserError])
 def test_event_files_of_a_resumed_training(
     small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]

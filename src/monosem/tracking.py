@@ -11,6 +11,7 @@ import importlib.util
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -106,6 +107,9 @@ class _TensorBoard:
     def __init__(self, where: Path, whole: bool) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        newest = max((int(path.name.split(".")[3]) for path in where.glob("events.out.tfevents.*")), default=0)
+        while int(time.time()) == newest:  # names begin with the second, and readers go by the order of names
+            time.sleep(0.02)
         self.first = float("inf") if whole else 0
         self.writer = SummaryWriter(str(where), purge_step=None if whole else 0)
 
