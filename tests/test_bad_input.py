@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_story import run, write_study
+from tests.test_story import run, run_alone, write_study
 
 
 def changed(study: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
@@ -121,11 +121,11 @@ def test_no_disk_space_left(size: str, tiny_study: dict[str, Any], tmp_path: Pat
         pytest.skip(f"this machine mounts no tmpfs: {mounted.stderr.decode().strip()}")
     try:
         path = write_study(tiny_study, tmp_path / "study.toml")
-        done = run("compare", path, "--out", disk / "out", code=2)
+        done = run_alone("compare", path, "--out", disk / "out", code=2)
         assert "no space left on the device" in done.stderr
         assert "Traceback" not in done.stderr
         assert not list(disk.rglob("*.part"))
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        assert "report: done" in run("compare", path, "--out", disk / "out").stdout
+        assert "report: done" in run_alone("compare", path, "--out", disk / "out").stdout
     finally:
         subprocess.run(["umount", str(disk)], check=True)

@@ -24,7 +24,7 @@ TINY = ["--d-sae", "256", "--batch", "64", "--k", "8", "--l0", "20", "--seconds"
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, str(BENCHMARKS / script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
 
 
 def run_well(script: str, *arguments: str) -> str:

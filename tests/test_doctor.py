@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +37,6 @@ NAMED_HERE = (
     "k ignored",
 )
 FOUND_FROM_DATA = {"site", "k", "activation", "order"}
-HARMLESS = 1.12  # ratio of NMSEs up to which a mistake need not be named
 Saes = tuple[dict[str, Plain], float]
 
 
@@ -58,14 +59,6 @@ def diagnosed(plant: Plant, sample_at: Callable[[str], Sample]) -> Diagnosis:
 
 def at(site: str) -> Sample:
     return sample(asked=site)
-
-
-def outcome(found: Diagnosis, plant: Plant, exact: float) -> str:
-    """Return named, harmless or missed. exact: NMSE of the SAE as it was trained."""
-    if found.verdict == plant.verdict and found.kinds == plant.kinds:
-        return "named"
-    harmless = plant.verdict == "mistake" and found.verdict == "right" and found.rows[0].nmse.value < HARMLESS * exact
-    return "harmless" if harmless else "missed"
 
 
 # --- made-up activations ---------------------------------------------------------------------------------------------
@@ -236,3 +229,19 @@ def test_bad_input_is_one_sentence(finished_study: Path, tmp_path: Path, capsys:
     ):
         assert cli("doctor", *arguments) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.lm
+@pytest.mark.slow
+def test_nine_of_ten_kinds_are_named_on_the_embedded_model(tmp_path: Path) -> None:
+    """By the script that makes the table of docs/doctor.md, with a smaller SAE and ten kinds of mistakes."""
+    small = "--layer 8 --train-tokens 8000 --steps 150 --d-sae 512 --tokens 1500 --architectures topk"
+    kinds = ("bfloat16", "block late", "mlp_out", "position 0", "normalisation missing", "normalisation doubled")
+    kinds += ("not undone", "b_dec subtraction", "and decoder", "another order", "k doubled", "k ignored")
+    script = [sys.executable, "benchmarks/doctor.py", *small.split(), "--json", str(tmp_path / "found.json")]
+    subprocess.run([*script, "--mistakes", *kinds], check=True, stdout=subprocess.DEVNULL)
+    outcomes = {row["mistake"]: row["outcome"] for row in json.loads((tmp_path / "found.json").read_text())}
+    assert outcomes.pop("as trained") == outcomes.pop("bfloat16 weights") == "named"
+    mattering = [outcome for outcome in outcomes.values() if outcome != "harmless"]
+    assert len(mattering) >= 10, outcomes
+    assert mattering.count("named") >= 0.9 * len(mattering), outcomes

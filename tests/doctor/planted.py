@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from monosem.doctor import Diagnosis
 from monosem.equivalents import Plain, as_jumprelu, plain
 from monosem.normaliser import fit_normaliser, fold
 from monosem.sae import Sae
-from monosem.train import Plan, Preparation, RunSpec, Trainer
+from monosem.trainer import Plan, Preparation, RunSpec, Trainer
 from monosem.variants import Recipe, make_variant
 
+HARMLESS = 1.12  # ratio of NMSEs up to which a mistake need not be named
 ADDED = ("b_enc", "b_gate", "b_mag", "threshold")
 
 
@@ -25,6 +27,13 @@ class Plant:
     kinds: frozenset[str] = frozenset()
     verdict: str = "mistake"
     special: bool = False
+
+    def outcome(self, found: Diagnosis, exact: float) -> str:
+        """Return named, harmless or missed. exact: NMSE of the SAE as it was trained."""
+        if found.verdict == self.verdict and found.kinds == self.kinds:
+            return "named"
+        right = self.verdict == "mistake" and found.verdict == "right"
+        return "harmless" if right and found.rows[0].nmse.value < HARMLESS * exact else "missed"
 
 
 def train_all(raw: Tensor, steps: int, d_sae: int, k: int, l1: float, lr: float = 3e-3) -> dict[str, Plain]:

@@ -22,12 +22,12 @@ from monosem.progress import Ticker
 @pytest.mark.lm
 def test_a_whole_activation_brings_the_country_at_layer_10_and_nothing_at_26(tmp_path: Path) -> None:
     model = load_model(dtype="float32", device="cpu")
-    cities = some_entities(default_types(["city"])[0], 80, seed=0)
+    cities = some_entities(default_types(["city"])[0], 40, seed=0)
     some = {attribute: [own[i] for i in (0, 5, 7)] for attribute, own in cities.templates.items()}
     kind = replace(cities, templates={attribute: some[attribute] for attribute in ("Country", "Continent")})
     found = answered(tmp_path, model, kind, {}, 3, 4, Ticker())
     assert found.rows["right"].mean() > 0.7  # pyright: ignore[reportOperatorIssue]
-    drawn = draw([found], 24, 8, 0)
+    drawn = draw([found], 16, 8, 0)
     cause, isolate = {}, {}
     for layer in (10, 26):
         world = make_world(model, model.site(f"blocks.{layer}.hook_resid_post"), [found], drawn, 0, Ticker())
@@ -35,7 +35,7 @@ def test_a_whole_activation_brings_the_country_at_layer_10_and_nothing_at_26(tmp
         scores = intervals(rows, 100)[Key()]
         assert scores["cause"] is not None
         assert scores["isolate"] is not None
-        assert scores["cause"].n == scores["isolate"].n == 48
+        assert scores["cause"].n == scores["isolate"].n == 32
         cause[layer], isolate[layer] = scores["cause"].value, scores["isolate"].value
     assert cause[10] > 0.6
     assert isolate[10] < 0.4

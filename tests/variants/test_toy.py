@@ -16,12 +16,12 @@ from torch import Tensor
 
 from monosem.autoencoder import unit_rows
 from monosem.normaliser import Normaliser
-from monosem.train import Plan, Preparation, RunSpec, Trainer
+from monosem.trainer import Plan, Preparation, RunSpec, Trainer
 from monosem.variants import Recipe, Variant, Weights, make_variant
 
 pytestmark = pytest.mark.slow
 
-D_IN, N_TRUE, D_SAE, BATCH, STEPS = 32, 64, 128, 1024, 4000
+D_IN, N_TRUE, D_SAE, BATCH, STEPS = 32, 64, 128, 512, 3000
 
 
 TOY = 1
