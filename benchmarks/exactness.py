@@ -28,7 +28,8 @@ from monosem.activations import open_activations, training_order
 from monosem.kernels import cpu, search
 from monosem.kernels.settings import describe
 from monosem.store import write_json
-from monosem.train import Plan, RunSpec, Trainer, prepare
+from monosem.train import prepare
+from monosem.trainer import Plan, RunSpec, Trainer
 from monosem.types import UserError
 from monosem.variants import make_variant
 

@@ -28,7 +28,7 @@ class Ours:
         """Build the trainer."""
         from monosem.kernels.settings import reference_kernels
         from monosem.normaliser import Normaliser
-        from monosem.train import Plan, Preparation, RunSpec, Trainer
+        from monosem.trainer import Plan, Preparation, RunSpec, Trainer
 
         name, variant = variant_of(setting)
         weights = start.weights if own else {key: w.clone() for key, w in start.weights.items()}

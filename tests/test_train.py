@@ -15,7 +15,8 @@ from monosem.activations import Activations
 from monosem.checkpoints import resume
 from monosem.formats.saelens import load_sae
 from monosem.kernels import cpu, sparse
-from monosem.train import Plan, RunSpec, Trainer, prepare, train
+from monosem.train import prepare, train
+from monosem.trainer import Plan, RunSpec, Trainer
 from monosem.types import UserError
 from monosem.variants import Recipe, Step, make_variant
 

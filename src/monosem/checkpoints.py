@@ -1,24 +1,37 @@
-"""Checkpoints of runs in lockstep: at any moment one step is whole for all runs."""
+"""Checkpoints of runs in lockstep: at any moment one step is whole for all runs.
+
+A process alone writes `step-N.safetensors`. Processes that train together write a folder `step-N`, each its part, by
+torch.distributed.checkpoint in its safetensors form (its other form is a pickle). Either can be gone on from by any
+number of processes.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from monosem.store import write_bytes
+from monosem.store import read_json, write_bytes, write_json
+from monosem.types import UserError
 
 if TYPE_CHECKING:
-    from monosem.train import Trainer
+    from monosem.trainer import Trainer
+
+UNFINISHED = "unfinished"
 
 
 def write_checkpoint(trainers: list[Trainer], folder: Path, step: int) -> None:
-    """Write every run's state, then drop the older ones: at any moment one step is whole for all runs."""
+    """Write every run's state, then drop the older ones: at any moment one step is whole for all runs.
+
+    All processes of a mesh have to call this.
+    """
     for trainer in trainers:
         facts = {
             "key": trainer.spec.key,
@@ -27,25 +40,25 @@ def write_checkpoint(trainers: list[Trainer], folder: Path, step: int) -> None:
             "sparse": trainer.sparse,
             "log": trainer.log,
         }
-        data = save({name: t.cpu().contiguous() for name, t in trainer.state().items()}, {"facts": json.dumps(facts)})
-        write_bytes(folder / trainer.spec.name / "checkpoint" / f"step-{step:09d}.safetensors", data)
+        place = folder / trainer.spec.name / "checkpoint"
+        if trainer.mesh.both.size > 1:
+            _write_parts(trainer, place, step, facts)
+        else:
+            tensors = {name: t.cpu().contiguous() for name, t in trainer.state().items()}
+            write_bytes(place / f"step-{step:09d}.safetensors", save(tensors, {"facts": json.dumps(facts)}))
     for trainer in trainers:
-        for old in (folder / trainer.spec.name / "checkpoint").glob("step-*.safetensors"):
-            if old.name != f"step-{step:09d}.safetensors":
-                old.unlink()
+        if trainer.mesh.both.rank == 0:
+            for old in (folder / trainer.spec.name / "checkpoint").glob("step-*"):
+                if _step(old) != step:
+                    shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
 def resume(trainers: list[Trainer], folder: Path) -> int:
     """Restore the latest step that every run has a checkpoint of, and return it (0: start afresh)."""
-    steps = [
-        {
-            int(file.stem.removeprefix("step-"))
-            for file in (folder / t.spec.name / "checkpoint").glob("step-*.safetensors")
-        }
-        for t in trainers
-    ]
-    for step in sorted(set.intersection(*steps) if steps else set(), reverse=True):
-        states = [_read(folder / t.spec.name / "checkpoint" / f"step-{step:09d}.safetensors", t) for t in trainers]
+    places = [folder / trainer.spec.name / "checkpoint" for trainer in trainers]
+    found = [{_step(path): path for path in place.glob("step-*")} for place in places]
+    for step in sorted(set.intersection(*map(set, found)) if found else set(), reverse=True):
+        states = [_read(paths[step], trainer) for paths, trainer in zip(found, trainers, strict=True)]
         if all(state is not None for state in states):
             for trainer, state in zip(trainers, states, strict=True):
                 assert state is not None
@@ -54,16 +67,88 @@ def resume(trainers: list[Trainer], folder: Path) -> int:
     return 0
 
 
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-").partition(".")[0])
+
+
+def _write_parts(trainer: Trainer, place: Path, step: int, facts: dict[str, Any]) -> None:
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save as save_parts
+
+    both, unfinished = trainer.mesh.both, place / UNFINISHED
+    if both.rank == 0:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    both.wait()
+    parts = {name: _placed(trainer, name, tensor) for name, tensor in trainer.state().items()}
+    writer = HuggingFaceStorageWriter(str(unfinished), save_distributed=True)
+    save_parts(parts, storage_writer=writer, process_group=both.group)
+    if both.rank == 0:
+        write_json(unfinished / "facts.json", facts)
+        whole = place / f"step-{step:09d}"
+        shutil.rmtree(whole, ignore_errors=True)  # of a start before, in which another run's wasn't whole yet
+        unfinished.rename(whole)
+    both.wait()
+
+
+def _placed(trainer: Trainer, name: str, tensor: Tensor) -> Tensor:
+    """Return a process's part of an entry of the state as a DTensor, which knows the rest; alone, itself."""
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    mesh, along = trainer.mesh, trainer.split_along(_weight(name))
+    if mesh.devices is None:
+        return tensor
+    tensor = tensor.cpu()
+    if along is None:
+        return DTensor.from_local(tensor, mesh.devices, [Replicate(), Replicate()], run_check=False)
+    shape = list(tensor.shape)
+    shape[along] = trainer.spec.d_sae
+    whole = torch.empty(shape, device="meta")
+    return DTensor.from_local(
+        tensor.contiguous(),
+        mesh.devices,
+        [Replicate(), Shard(along)],
+        run_check=False,
+        shape=whole.shape,
+        stride=whole.stride(),
+    )
+
+
+def _weight(name: str) -> str:
+    """Return which weight an entry of a state belongs to: `w.W_enc` and `adam.W_enc.first` to `W_enc`."""
+    return name.split(".")[1] if "." in name else name
+
+
 def _read(path: Path, trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Return a checkpoint's tensors and facts; None when it belongs to other settings or can't be read."""
+    """Return a checkpoint's tensors, this process's part, and facts; None when it is of other settings or damaged."""
     try:
+        if path.is_dir():
+            facts = read_json(path / "facts.json")
+            return (_read_parts(path, trainer), facts) if facts["key"] == trainer.spec.key else None
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["facts"])
             if facts["key"] != trainer.spec.key:
                 return None
-            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, ValueError):
+            names = list(file.keys())
+            return {name: trainer.own(_weight(name), file.get_tensor(name)) for name in names}, facts
+    except (SafetensorError, OSError, KeyError, ValueError, UserError):
         return None
+
+
+def _read_parts(path: Path, trainer: Trainer) -> dict[str, Tensor]:
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load as load_parts
+    from torch.distributed.tensor import DTensor
+
+    mesh = trainer.mesh
+    blank = {name: _placed(trainer, name, tensor) for name, tensor in trainer.blank_state().items()}
+    reader = HuggingFaceStorageReader(str(path))
+    try:
+        with warnings.catch_warnings(action="ignore"):  # that one process is alone is known
+            load_parts(blank, storage_reader=reader, process_group=mesh.both.group, no_dist=mesh.devices is None)
+    except CheckpointException as error:
+        raise ValueError(f"{path}: not a whole checkpoint") from error
+    return {name: value.to_local() if isinstance(value, DTensor) else value for name, value in blank.items()}
 
 
 def drop_checkpoints(folder: Path) -> None:

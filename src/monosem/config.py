@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from monosem.loading import LoadSpec, load_specs, run_label
 from monosem.normaliser import Kind
 from monosem.tracking import Kind as TrackerKind
-from monosem.train import RunSpec
+from monosem.trainer import RunSpec
 from monosem.types import UserError
 from monosem.variants import Recipe, make_variant, variant_class
 
@@ -96,12 +96,16 @@ class ComputeConfig(_Section):
     threads: 0 for as many as there are cores; chunk: tokens that an encoder looks at together.
     first_look: precision in which an encoder finds candidates; what is kept is computed in float32 in any case.
     reference: use the slow, readable references instead of the kernels (`--reference`).
+    data_parallel, feature_parallel: over how many processes the tokens of a batch, and the features of an SAE, are
+        split in training; what remains of the processes that were launched (`--nproc`, torchrun) trains other runs.
     """
 
     threads: int = Field(default=0, ge=0)
     chunk: int = Field(default=256, ge=1)
     first_look: Literal["auto", "int8", "float32"] = "auto"
     reference: bool = False
+    data_parallel: int = Field(default=1, ge=1)
+    feature_parallel: int = Field(default=1, ge=1)
 
 
 class MeasureConfig(_Section):

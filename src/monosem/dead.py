@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from monosem.mesh import here, token_mean
+
 GHOST_MAX = 20.0
 """Largest pre-activation that ghost gradients exponentiate; larger ones are clamped."""
 
@@ -23,9 +25,9 @@ def auxk_loss(residual: Tensor, estimate: Tensor) -> Tensor:
     code that they released.
     """
     e = residual.detach()
-    variance = (e - e.mean(0)).square().sum(1).mean()
+    variance = token_mean((e - token_mean(e)).square().sum(1))
     scale = torch.where(variance > 0, 1 / variance, 0.0)
-    return scale * (e - estimate).square().sum(1).mean()
+    return scale * token_mean((e - estimate).square().sum(1))
 
 
 def ghost_loss(x: Tensor, xhat: Tensor, h_dead: Tensor, W_dead: Tensor) -> Tensor:
@@ -37,13 +39,14 @@ def ghost_loss(x: Tensor, xhat: Tensor, h_dead: Tensor, W_dead: Tensor) -> Tenso
     x, xhat: [n, d_in]; h_dead: pre-activations of the m dead features [n, m], clamped at 20; W_dead: their decoder
     rows [m, d_in]. Without dead features the loss is 0. Source: Anthropic, Circuits Updates January 2024.
     """
-    if h_dead.shape[1] == 0:
+    features = here().features
+    if not features.reduced(torch.tensor(h_dead.shape[1] > 0, device=x.device)):
         return x.new_zeros(())
     e = (x - xhat).detach()
-    ghost = h_dead.clamp(max=GHOST_MAX).exp() @ W_dead
+    ghost = features.total(h_dead.clamp(max=GHOST_MAX).exp() @ W_dead)
     scale = (e.norm(dim=1) / (2 * ghost.norm(dim=1) + 1e-6)).detach()
     q = (e - scale[:, None] * ghost).square().sum(1)
-    return (q * (e.square().sum(1) / (q + 1e-6)).detach()).mean()
+    return token_mean(q * (e.square().sum(1) / (q + 1e-6)).detach())
 
 
 def resample(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from monosem.autoencoder import (
@@ -25,6 +26,7 @@ from monosem.autoencoder import (
 )
 from monosem.dead import auxk_loss, default_k_aux, geometric_median
 from monosem.kernels import Codes
+from monosem.mesh import here, per_token
 from monosem.types import UserError
 from monosem.variant import Architecture, Loss, Recipe, Step, Variant
 
@@ -78,7 +80,7 @@ class Penalised(Variant):
     def loss(self, w: Weights, x: Tensor, step: Step) -> Loss:
         codes = self.encode(w, x)
         xhat = self.decode(w, codes)
-        sparsity = self.penalty(effective(w, codes), step).sum() / len(x)
+        sparsity = per_token(self.penalty(effective(w, codes), step), len(x))
         terms = {"mse": squared_error(x, xhat), "sparsity": self.coefficient(w, step) * sparsity}
         if self.dead == "ghost":
             terms["ghost"] = ghost_term(w, x, xhat, step.dead(codes), centred=self.subtract_b_dec)
@@ -151,7 +153,7 @@ class KSparse(Variant):
         if self.auxk:
             dead = step.dead(codes)
             terms["auxk"] = x.new_zeros(())
-            if dead.any():
+            if here().features.reduced(dead.any()):
                 k = self.k_aux or default_k_aux(x.shape[1])
                 estimate = dead_estimate(w, x, dead, k, relu=self.aux_relu, centred=self.subtract_b_dec)
                 terms["auxk"] = self.auxk_alpha * auxk_loss(x - xhat, estimate)
@@ -191,8 +193,10 @@ class BatchSparse(KSparse):
         return batch_top_codes(w, x, self.k, centred=self.subtract_b_dec, hint=hint)
 
     def settle(self, w: Weights, loss: Loss, step: Step) -> Weights:
-        kept = loss.codes.values[loss.codes.values > 0]
-        if step.index < self.threshold_from or len(kept) == 0:
+        kept = loss.codes.values.detach()
+        smallest = torch.where(kept > 0, kept, torch.inf).min() if kept.numel() else kept.new_tensor(torch.inf)
+        smallest, theta = here().both.reduced(smallest, dist.ReduceOp.MIN), w["threshold"]
+        if step.index < self.threshold_from or not torch.isfinite(smallest):
             return {}
-        smallest, theta = kept.min(), w["threshold"]  # theta is 0 as long as no batch has told it
+        # theta is 0 as long as no batch has told it
         return {"threshold": torch.where(theta > 0, theta.lerp(smallest, 1 - self.threshold_decay), smallest)}

@@ -18,26 +18,47 @@ from monosem.kernels import memory
 from monosem.kernels.gradients import RowGradient, collecting
 from monosem.kernels.screen import known_screen
 from monosem.kernels.sparse import fast_kernels
+from monosem.mesh import Axis, here
 
 Moments = dict[str, tuple[Tensor, Tensor]]
+WHOLE = ("b_dec",)
 
 
-def make_optimiser(weights: Weights, betas: tuple[float, float], eps: float, unit: bool) -> ReferenceAdam | RowAdam:
+def make_optimiser(
+    weights: Weights, betas: tuple[float, float], eps: float, unit: bool, whole: tuple[str, ...] = WHOLE
+) -> ReferenceAdam | RowAdam:
     """Return Adam for these weights (leaves that require grad), by rows where there are kernels for them.
 
-    unit: keep the rows of W_dec at norm 1, and take their gradient's component along themselves out.
+    unit: keep the rows of W_dec at norm 1, and take their gradient's component along themselves out. whole: names of
+    weights that all features share. In a mesh, gradients are added up over the processes that share a weight; those in
+    parts can't be, so where tokens are split it is the reference.
     """
     stored_by_feature = weights["W_enc"].t().is_contiguous() and weights["W_dec"].is_contiguous()
-    fast = fast_kernels(weights["W_dec"], weights["W_enc"])
-    return (RowAdam if fast and stored_by_feature else ReferenceAdam)(weights, betas, eps, unit)
+    fast = fast_kernels(weights["W_dec"], weights["W_enc"]) if here().data.size == 1 else None
+    return (RowAdam if fast and stored_by_feature else ReferenceAdam)(weights, betas, eps, unit, whole)
+
+
+def _sharing(name: str, whole: tuple[str, ...]) -> Axis:
+    """Return the processes that have the same entries of a weight."""
+    return here().both if name in whole else here().data
+
+
+def _sum_of_squares(squares: dict[str, Tensor], whole: tuple[str, ...]) -> float:
+    """Return the sum over all weights, of all processes."""
+    parts = [torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)]
+    for name, square in squares.items():
+        parts[name in whole] = parts[name in whole] + square.double().cpu()
+    return float(here().features.reduced(parts[0])) + float(parts[1])
 
 
 class ReferenceAdam:
     """Adam (Kingma and Ba 2015, algorithm 1) by `torch.optim`, with the gradient as one tensor a weight."""
 
-    def __init__(self, weights: Weights, betas: tuple[float, float], eps: float, unit: bool):
+    def __init__(
+        self, weights: Weights, betas: tuple[float, float], eps: float, unit: bool, whole: tuple[str, ...] = WHOLE
+    ):
         """See `make_optimiser`."""
-        self.weights, self.unit = weights, unit
+        self.weights, self.unit, self.whole = weights, unit, whole
         self.adam = torch.optim.Adam(list(weights.values()), lr=0.0, betas=betas, eps=eps, fused=True)
 
     def collecting(self) -> AbstractContextManager[object]:
@@ -47,11 +68,15 @@ class ReferenceAdam:
     def backward(self, loss: Tensor, enough: float = 0.0) -> float:
         """Compute the gradient and return its norm over all weights. enough: see `RowAdam.backward`; of no use here."""
         loss.backward()
-        w_dec = self.weights["W_dec"]
-        if self.unit and w_dec.grad is not None:
-            w_dec.grad = tangential(w_dec.detach(), w_dec.grad)
-        norms = [torch.linalg.vector_norm(w.grad) for w in self.weights.values() if w.grad is not None]
-        return float(torch.linalg.vector_norm(torch.stack(norms)))
+        squares = {}
+        for name, w in self.weights.items():
+            if w.grad is None and here().both.size == 1:
+                continue
+            w.grad = _sharing(name, self.whole).reduced(torch.zeros_like(w) if w.grad is None else w.grad)
+            if self.unit and name == "W_dec":
+                w.grad = tangential(w.detach(), w.grad)
+            squares[name] = torch.linalg.vector_norm(w.grad).double().square()
+        return math.sqrt(_sum_of_squares(squares, self.whole))
 
     @torch.no_grad()
     def step(self, rate: float, factor: float) -> None:
@@ -82,9 +107,11 @@ class ReferenceAdam:
 class RowAdam:
     """The same steps for weights whose matrices `W_enc` and `W_dec` are stored feature by feature."""
 
-    def __init__(self, weights: Weights, betas: tuple[float, float], eps: float, unit: bool):
+    def __init__(
+        self, weights: Weights, betas: tuple[float, float], eps: float, unit: bool, whole: tuple[str, ...] = WHOLE
+    ):
         """See `make_optimiser`."""
-        self.weights, self.unit, self.betas, self.eps = weights, unit, betas, eps
+        self.weights, self.unit, self.betas, self.eps, self.whole = weights, unit, betas, eps, whole
         self.rows = {name: _by_feature(name, w.detach()) for name, w in weights.items()}
         self.state = {name: (_zeros_like(rows), _zeros_like(rows)) for name, rows in self.rows.items()}
         self.steps = 0
@@ -104,16 +131,22 @@ class RowAdam:
         enough: where a quick bound shows that the norm is no larger than this, that bound is returned instead.
         """
         loss.backward()
+        for name in self.whole:
+            shared = self.weights.get(name)
+            if shared is not None and here().both.size > 1:
+                shared.grad = here().both.reduced(torch.zeros_like(shared) if shared.grad is None else shared.grad)
         parts = {name: self._gradient(name) for name in self.rows}
         if enough > 0:
-            bound = math.sqrt(sum(part.square_bound(dense, self.rows[name]) for name, (part, dense) in parts.items()))
+            bounds = {name: part.square_bound(dense, self.rows[name]) for name, (part, dense) in parts.items()}
+            doubles = {name: torch.tensor(bound, dtype=torch.float64) for name, bound in bounds.items()}
+            bound = math.sqrt(_sum_of_squares(doubles, self.whole))
             if bound <= enough:
                 return bound
-        squares = [
-            self.fast.gradient_squares(part, dense, self.rows[name], self._unit(name)).double().sum()
+        squares = {
+            name: self.fast.gradient_squares(part, dense, self.rows[name], self._unit(name)).double().sum()
             for name, (part, dense) in parts.items()
-        ]
-        return math.sqrt(float(sum(squares)))
+        }
+        return math.sqrt(_sum_of_squares(squares, self.whole))
 
     @torch.no_grad()
     def step(self, rate: float, factor: float) -> None:

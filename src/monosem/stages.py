@@ -23,6 +23,7 @@ from monosem.harvest import HARVEST_VERSION, harvest
 from monosem.kernels.settings import configure, reference_kernels
 from monosem.measuring import measure_inputs, measure_runs
 from monosem.model import model_identity
+from monosem.processes import joined
 from monosem.progress import Ticker
 from monosem.report import render
 from monosem.sources import documents, source_files
@@ -30,7 +31,7 @@ from monosem.store import read_json, study_lock, write_json, write_text
 from monosem.summary import build_summary
 from monosem.text import pack
 from monosem.tracking import check_tracker, publish
-from monosem.training import load_runs, train_runs
+from monosem.training import join_training, load_runs, train_runs
 from monosem.types import UserError
 from monosem.work import Work, run_infos
 
@@ -50,7 +51,7 @@ def compare(
 
     study: a Study, the content of a study file as a dict, or as on the command line: a study file, a study folder, the
     name of a study that comes along. out: the study folder, by default runs/<study name>. say: called with one line a
-    stage; ticker: opens progress bars.
+    stage; ticker: opens progress bars. Processes that were launched together (torchrun) train together.
     Raises UserError for anything that the user can mend; finished work stays.
     """
     found: Path | None = None
@@ -64,14 +65,22 @@ def compare(
         check_tracker(study.file.train.track)
     compute = study.file.compute
     configure(threads=compute.threads, chunk=compute.chunk, first_look=compute.first_look)
-    with study_lock(folder), reference_kernels(compute.reference):
-        work = Work(study, folder, say, ticker or Ticker())
+    with joined() as world, reference_kernels(compute.reference):
+        if world.rank > 0:
+            join_training(Work(study, folder, world=world))
+        else:
+            _run_stages(Work(study, folder, say, ticker or Ticker(), world=world), (only,) if only else STAGES)
+    return folder / "report.html"
+
+
+def _run_stages(work: Work, names: tuple[str, ...]) -> None:
+    folder, study = work.folder, work.study
+    with study_lock(folder):
         work.stages = read_json(folder / "stages.json") if (folder / "stages.json").exists() else {}
         if not (folder / "study.toml").exists():  # an earlier one stays until a stage has succeeded with this study
             write_text(folder / "study.toml", study.toml())
-        for name in (only,) if only else STAGES:
+        for name in names:
             _run_stage(work, name)
-    return folder / "report.html"
 
 
 def _run_stage(work: Work, name: str) -> None:

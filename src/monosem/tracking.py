@@ -25,7 +25,7 @@ from monosem.types import UserError
 
 if TYPE_CHECKING:
     from monosem.evals import Judged
-    from monosem.train import Trainer
+    from monosem.trainer import Trainer
 
 Kind = Literal["", "tensorboard", "wandb"]
 Say = Callable[[str], object]

@@ -1,20 +1,14 @@
 """Train all runs of a study in lockstep over one stream of activations.
 
-The loop knows no variant: it asks for a loss, clips and steps, keeps decoder rows at norm 1 where the variant says so,
-lets the variant settle what no gradient reaches, counts how long each feature has been silent, and writes checkpoints
-that a killed run goes on from with bit-identical results.
+Checkpoints are written on the way, that a killed training goes on from with bit-identical results.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -24,70 +18,16 @@ from torch import Tensor
 from monosem.activations import Activations, prefetched, training_order
 from monosem.checkpoints import drop_checkpoints, resume, write_checkpoint
 from monosem.formats.saelens import save_sae
-from monosem.kernels.memory import on_large_pages
-from monosem.kernels.settings import describe
-from monosem.kernels.threads import own_threads, run_all, thread_count
-from monosem.normaliser import Kind, Normaliser, fit_normaliser
-from monosem.optimiser import make_optimiser
-from monosem.sae import Sae
+from monosem.kernels.threads import run_all, thread_count
+from monosem.mesh import ALONE, Mesh
+from monosem.normaliser import fit_normaliser
 from monosem.store import write_atomic
+from monosem.trainer import Plan, Preparation, RunSpec, Trainer
 from monosem.types import UserError
-from monosem.variants import DenseCodes, Loss, Recipe, Step, Variant, Weights
 
 TRAIN_VERSION = 2
 SAMPLE_ROWS = 2_000_000  # at most this many tokens, or 1,000 batches, set the normaliser and the variance
-RESAMPLE_ROWS = 65_536  # tokens whose loss decides where dead features are drawn anew (819,200 in the source)
 BDEC_ROWS = 32_768  # rows behind data-dependent biases
-
-
-@dataclass(frozen=True)
-class RunSpec:
-    """One SAE to train: variant with hyperparameters, width, seed, optimiser settings.
-
-    key: hash of everything its weights depend on, known once the activations are.
-    """
-
-    name: str
-    variant_name: str
-    variant: Variant
-    d_sae: int
-    seed: int
-    recipe: Recipe
-    key: str = ""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What all runs share. steps: batches of batch_size tokens; facts: recorded with each SAE (site, model ...)."""
-
-    batch_size: int
-    steps: int
-    normalise: Kind = "mean_norm"
-    shuffle_rows: int = 0
-    shuffle_seed: int = 0
-    dead_after: int = 10_000_000
-    log_every: int = 0
-    checkpoint_seconds: float = 60.0
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    def learning_rate(self, recipe: Recipe, step: int) -> float:
-        """Return lr at `step`: linear warm-up, constant, linear fall to 0 over the last `lr_decay` of the steps."""
-        up = min(1.0, (step + 1) / recipe.lr_warmup) if recipe.lr_warmup else 1.0
-        tail = recipe.lr_decay * self.steps
-        down = min(1.0, (self.steps - step) / tail) if tail > 0 else 1.0
-        return recipe.lr * up * down
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """What is estimated once, before the first step, from a sample of the training activations.
-
-    variance: total variance of the normalised activations around their mean; sample: normalised rows [<= 32,768, d_in].
-    """
-
-    normaliser: Normaliser
-    variance: float
-    sample: Tensor
 
 
 def prepare(store: Activations, plan: Plan) -> Preparation:
@@ -102,143 +42,6 @@ def prepare(store: Activations, plan: Plan) -> Preparation:
     return Preparation(normaliser, variance, x[torch.from_numpy(np.sort(pick))])
 
 
-class Trainer:
-    """One run: weights, optimiser state, silence counters and log. `step` advances it by one batch."""
-
-    def __init__(self, spec: RunSpec, plan: Plan, start: Preparation, device: torch.device):
-        """Initialise the weights from the run's seed."""
-        self.spec, self.plan, self.start = spec, plan, start
-        d_in = start.sample.shape[1]
-        spec.variant.check(d_in, spec.d_sae)
-        generator = torch.Generator().manual_seed(spec.seed)
-        weights = spec.variant.init(d_in, spec.d_sae, generator, start.sample)
-        self.weights: Weights = {}
-        for name, w in weights.items():  # W_enc feature by feature, as the kernels go through it
-            moved = w.to(device)
-            stored = on_large_pages(moved.t()).t() if name == "W_enc" else on_large_pages(moved)
-            self.weights[name] = stored.requires_grad_(name not in spec.variant.buffers)
-        self.silent = torch.zeros(spec.d_sae, dtype=torch.int64, device=device)
-        r = spec.recipe
-        unit = spec.variant.constraint() == "unit"
-        trained = {name: w for name, w in self.weights.items() if w.requires_grad}
-        self.optimiser = make_optimiser(trained, (r.beta1, r.beta2), r.eps, unit)
-        self.log: list[dict[str, Any]] = []
-        self.seconds = 0.0
-        self.norm = math.inf  # of the last gradient, or a bound on it
-        self.sparse = False  # whether the last step's codes were, so that the kernels do nearly all of the work
-        self.latest: dict[str, float] = {}
-
-    def step(self, x: Tensor, index: int, log: bool) -> None:
-        """Train on one batch of normalised activations [batch_size, d_in].
-
-        Raises UserError when the loss is not finite.
-        """
-        began = time.perf_counter()
-        with own_threads() if self.sparse else nullcontext():
-            self._step(x, index, log)
-        self.seconds += time.perf_counter() - began
-
-    def _step(self, x: Tensor, index: int, log: bool) -> None:
-        plan, spec = self.plan, self.spec
-        at = Step(index, plan.steps, self.start.variance, self.silent, plan.dead_after)
-        with self.optimiser.collecting():
-            loss = spec.variant.loss(self.weights, x, at)
-        self.sparse = not isinstance(loss.codes, DenseCodes)
-        total, clip = loss.total, spec.recipe.clip
-        # between logged steps, a bound on the norm will do where it rules clipping out
-        enough = 0.0 if log or 0 < clip < self.norm else clip or math.inf
-        norm = self.norm = self.optimiser.backward(total, enough)
-        if not math.isfinite(norm):
-            raise UserError(
-                f"run {spec.name}: loss {float(total.detach()):.4g} gradient norm {norm:.4g} at step {index}; "
-                "lower its lr or coefficient, or set clip"
-            )
-        if log:
-            self._record(loss, x, index, norm)
-        self.optimiser.step(plan.learning_rate(spec.recipe, index), clip / norm if 0 < clip < norm else 1.0)
-        with torch.no_grad():
-            for name, settled in spec.variant.settle(self.weights, loss, at).items():
-                self.weights[name].copy_(settled)
-            self.silent.add_(len(x)).masked_fill_(loss.codes.fired(), 0)
-
-    @torch.no_grad()
-    def _record(self, loss: Loss, x: Tensor, index: int, norm: float) -> None:
-        """Log this batch, before the step that it causes."""
-        error = x - self.spec.variant.decode(self.weights, loss.codes)
-        nmse = float(error.square().sum() / len(x)) / self.start.variance
-        self.latest = {"l0": float(loss.codes.l0()), "nmse": nmse}
-        terms = {f"loss_{name}": float(value) for name, value in loss.terms.items()}
-        self.log.append(
-            {
-                "step": index,
-                "tokens": (index + 1) * self.plan.batch_size,
-                "loss": float(loss.total),
-                **terms,
-                **self.latest,
-                "dead": int((self.silent > self.plan.dead_after).sum()),
-                "lr": self.plan.learning_rate(self.spec.recipe, index),
-                "gradient_norm": norm,
-                "tokens_per_second": index * self.plan.batch_size / max(self.seconds, 1e-9),
-            }
-        )
-
-    @torch.no_grad()
-    def maybe_resample(self, store: Activations, index: int) -> None:
-        """Give dead features new directions if the variant asks for it before this step, and clear their moments."""
-        plan = self.plan
-        if not self.spec.variant.resamples(Step(index, plan.steps, self.start.variance, self.silent, plan.dead_after)):
-            return
-        rows = np.random.default_rng((self.spec.seed, index)).choice(
-            store.n, size=min(store.n, RESAMPLE_ROWS), replace=False
-        )
-        x = self.start.normaliser.apply(store.rows(np.sort(rows)).to(self.silent.device))[0]
-        generator = torch.Generator().manual_seed(self.spec.seed * 1_000_003 + index)
-        dead = self.silent > self.plan.dead_after
-        new, reset = self.spec.variant.resample(self.weights, x, dead, generator)
-        moments = self.optimiser.moments()
-        for name, weight in self.weights.items():
-            weight.copy_(new[name])
-            for moment in moments.get(name, ()):
-                moment[reset[name]] = 0
-        self.silent[dead] = 0
-
-    def state(self) -> dict[str, Tensor]:
-        """Return everything that the rest of training depends on, as tensors."""
-        tensors = {f"w.{name}": w.detach() for name, w in self.weights.items()}
-        for name, (first, second) in self.optimiser.moments().items():
-            tensors |= {f"adam.{name}.first": first, f"adam.{name}.second": second}
-        return {**tensors, "silent": self.silent}
-
-    @torch.no_grad()
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Take over a state written by `state` and its log."""
-        for name, w in self.weights.items():
-            w.copy_(tensors[f"w.{name}"])
-        moments = {
-            name: (tensors[f"adam.{name}.first"], tensors[f"adam.{name}.second"]) for name in self.optimiser.weights
-        }
-        self.optimiser.restore(moments, facts["steps"])
-        self.silent.copy_(tensors["silent"])
-        self.log, self.seconds = facts["log"], facts["seconds"]
-        self.sparse = facts.get("sparse", False)  # which threads the next step has: sums depend on it in the last bits
-
-    def sae(self) -> Sae:
-        """Return the trained SAE with what is known of its making."""
-        facts = {
-            "name": self.spec.name,
-            "seed": self.spec.seed,
-            "train_key": self.spec.key,
-            "tokens": self.plan.steps * self.plan.batch_size,
-            "batch_size": self.plan.batch_size,
-            "recipe": {name: getattr(self.spec.recipe, name) for name in Recipe.__dataclass_fields__},
-            "train_tokens_per_second": self.plan.steps * self.plan.batch_size / max(self.seconds, 1e-9),
-            "kernels": describe(self.silent.device),
-            **self.plan.facts,
-        }
-        weights = {name: w.detach() for name, w in self.weights.items() if name not in self.spec.variant.scratch}
-        return Sae(self.spec.variant_name, self.spec.variant, weights, self.start.normaliser, facts)
-
-
 Report = Callable[[int, "list[Trainer]"], object]
 
 
@@ -249,15 +52,20 @@ def train(
     folder: Path,
     *,
     device: torch.device | None = None,
+    mesh: Mesh = ALONE,
     report: Report = lambda _step, _trainers: None,
 ) -> None:
     """Train `specs` over `store` and write each into `folder/<run>/` (SAE, log.parquet).
 
-    Starts from the last checkpoint that all runs have. `report(step, trainers)` is called after every step.
+    Starts from the last checkpoint that all runs have. `report(step, trainers)` is called after every step. mesh: of
+    the processes that all call this, with the same arguments; tokens or features are split over them.
+    Raises UserError when a batch can't be split evenly.
     """
     where = device or torch.device("cpu")
+    if plan.batch_size % mesh.data.size:
+        raise UserError(f"train.batch_size = {plan.batch_size}: must be a multiple of data_parallel = {mesh.data.size}")
     start = prepare(store, plan)
-    trainers = [Trainer(spec, plan, start, where) for spec in specs]
+    trainers = [Trainer(spec, plan, start, where, mesh) for spec in specs]
     first = resume(trainers, folder)
     log_every = plan.log_every or max(1, plan.steps // 100)
     order = training_order(
@@ -269,14 +77,16 @@ def train(
         first=first,
     )
     saved = time.monotonic()
-    for step, raw in enumerate(prefetched(store, order), start=first):
+    mine = mesh.data.span(plan.batch_size)
+    for step, raw in enumerate(prefetched(store, (index[mine] for index in order)), start=first):
         x = start.normaliser.apply(raw.to(where))[0]
         log = step % log_every == 0 or step == plan.steps - 1
         for trainer in trainers:
             trainer.maybe_resample(store, step)
         step_all(trainers, x, step, log)
         report(step, trainers)
-        if time.monotonic() - saved >= plan.checkpoint_seconds and step + 1 < plan.steps:
+        due = torch.tensor(time.monotonic() - saved >= plan.checkpoint_seconds)
+        if step + 1 < plan.steps and mesh.both.reduced(due):
             write_checkpoint(trainers, folder, step + 1)
             saved = time.monotonic()
     for trainer in trainers:
@@ -289,7 +99,7 @@ def step_all(trainers: list[Trainer], x: Tensor, index: int, log: bool) -> None:
     With at least as many runs as threads, each run has one thread: its kernels then need no synchronisation, and its
     numbers don't depend on how many threads there are. The slowest runs go first, so that no thread waits long.
     """
-    if len(trainers) < thread_count():
+    if len(trainers) < thread_count() or trainers[0].mesh.both.size > 1:  # there, all in the same order
         for trainer in trainers:
             trainer.step(x, index, log)
     else:
@@ -298,7 +108,10 @@ def step_all(trainers: list[Trainer], x: Tensor, index: int, log: bool) -> None:
 
 
 def _finish(trainer: Trainer, folder: Path) -> None:
+    sae = trainer.sae()
+    if trainer.mesh.both.rank > 0:
+        return
     frame = pl.DataFrame(trainer.log, infer_schema_length=None)
     write_atomic(folder / "log.parquet", frame.write_parquet)
-    save_sae(trainer.sae(), folder)
+    save_sae(sae, folder)
     drop_checkpoints(folder)

@@ -12,7 +12,8 @@ from monosem.loading import LoadSpec, Where, load_key, load_run
 from monosem.model import resolve_device
 from monosem.store import read_json, value_hash
 from monosem.tracking import tracking
-from monosem.train import TRAIN_VERSION, Plan, RunSpec, Trainer, prepare, train
+from monosem.train import TRAIN_VERSION, prepare, train
+from monosem.trainer import Plan, RunSpec, Trainer
 from monosem.types import UserError
 from monosem.work import Work
 
@@ -97,13 +98,35 @@ def train_runs(work: Work, meta: dict[str, Any]) -> str | None:
         return None
     for spec in todo:
         spec.variant.check(meta["d_in"], spec.d_sae)
-    store = open_activations(work.activations, "train")
     began = any((work.sae_folder(spec.name) / "checkpoint").is_dir() for spec in todo)
-    total = plan.steps * plan.batch_size
-    file = work.study.file
+    work.world.announce([spec.name for spec in todo])
+    tokens = _train_together(work, plan, todo)
+    kept = len(specs) - len(todo)
+    return ("resumed, " if began else "") + (
+        f"{len(todo)} runs, {plan.steps:,} steps of {plan.batch_size:,} tokens, "
+        f"{plan.steps * plan.batch_size / tokens:.2f} passes"
+        + (f"; {kept} runs reused" if kept else "")
+        + (f"; {work.world.size} processes" if work.world.size > 1 else "")
+    )
+
+
+def join_training(work: Work) -> None:
+    """Take part, as one of several processes, in the training that the first one announces."""
+    names = work.world.announced()
+    if names:
+        plan, specs = plan_of(work.study, read_json(work.activations / "meta.json"))
+        _train_together(work, plan, [spec for spec in specs if spec.name in names])
+
+
+def _train_together(work: Work, plan: Plan, todo: list[RunSpec]) -> int:
+    """Train those of the runs that are this process's; return how many tokens there are. Ends when all are trained."""
+    store = open_activations(work.activations, "train")
+    file, world = work.study.file, work.world
+    device = resolve_device(file.model.device)
+    mesh, group, groups = world.meshes(file.compute.data_parallel, file.compute.feature_parallel, device.type)
     with (
-        work.ticker.bar("train", total, "tokens") as bar,
-        tracking(file.train.track, file.name, work.folder, work.say) as follow,
+        work.ticker.bar("train", plan.steps * plan.batch_size, "tokens") as bar,
+        tracking(file.train.track if world.rank == 0 else "", file.name, work.folder, work.say) as follow,
     ):
 
         def report(step: int, trainers: list[Trainer]) -> None:
@@ -111,12 +134,10 @@ def train_runs(work: Work, meta: dict[str, Any]) -> str | None:
             bar.table({t.spec.name: t.latest for t in trainers if t.latest})
             follow(trainers)
 
-        train(todo, plan, store, work.folder / "saes", device=resolve_device(file.model.device), report=report)
-    kept = len(specs) - len(todo)
-    return ("resumed, " if began else "") + (
-        f"{len(todo)} runs, {plan.steps:,} steps of {plan.batch_size:,} tokens, {total / store.n:.2f} passes"
-        + (f"; {kept} runs reused" if kept else "")
-    )
+        if mine := todo[group::groups]:
+            train(mine, plan, store, work.folder / "saes", device=device, mesh=mesh, report=report)
+        world.wait()
+    return store.n
 
 
 def _trained(folder: Path, key: str) -> bool:

@@ -16,9 +16,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from monosem.autoencoder import Weights, row_errors
+from monosem.autoencoder import Weights, reconstruct, row_errors
 from monosem.dead import resample
-from monosem.kernels import Codes, decode
+from monosem.kernels import Codes
+from monosem.mesh import here
 from monosem.types import UserError
 
 Architecture = Literal["standard", "gated", "topk", "jumprelu"]
@@ -51,10 +52,11 @@ class Step:
 
     def dead(self, codes: Codes) -> Tensor:
         """Return bool [d_sae]: the features that are dead once this batch (`codes`) has been counted."""
-        fired = codes.fired()
+        data = here().data
+        fired = data.reduced(codes.fired())
         if self.silent_tokens is None:
             return torch.zeros_like(fired)
-        return ~fired & (self.silent_tokens + codes.n_tokens > self.dead_after)
+        return ~fired & (self.silent_tokens + codes.n_tokens * data.size > self.dead_after)
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,14 @@ class Variant:
     architecture: what SAELens calls an SAE that encodes and decodes like this one; the format it is saved in.
     buffers: entries of the weights that no gradient reaches, such as running statistics; `settle` moves them.
     scratch: those buffers that only training needs; a saved SAE doesn't hold them, and `loss` works without them.
+    whole: entries that all features share. All others have one column (W_enc) or one row a feature.
     """
 
     decoder_norm: ClassVar[Literal["unit", "free"]] = "free"
     architecture: ClassVar[Architecture] = "standard"
     buffers: ClassVar[tuple[str, ...]] = ()
     scratch: ClassVar[tuple[str, ...]] = ()
+    whole: ClassVar[tuple[str, ...]] = ("b_dec",)
 
     def check(self, d_in: int, d_sae: int) -> None:
         """Raise UserError when these hyperparameters can't work with these widths."""
@@ -126,7 +130,7 @@ class Variant:
 
     def decode(self, w: Weights, codes: Codes) -> Tensor:
         """Return the reconstruction f W_dec + b_dec, [n, d_in], of feature activations f."""
-        return decode(codes, w["W_dec"], w["b_dec"])
+        return reconstruct(codes, w["W_dec"], w["b_dec"])
 
     def loss(self, w: Weights, x: Tensor, step: Step) -> Loss:
         """Return the training loss of a batch `x [n, d_in]`, as named terms."""

@@ -10,6 +10,7 @@ from typing import Any
 from monosem.config import Study
 from monosem.evals import RunInfo
 from monosem.model import Model, load_model
+from monosem.processes import World
 from monosem.progress import Ticker
 from monosem.store import read_json
 from monosem.types import UserError
@@ -17,7 +18,7 @@ from monosem.types import UserError
 
 @dataclass
 class Work:
-    """A study being worked on: its folder, the language model once it is loaded, and what was done."""
+    """A study being worked on: its folder, the language model once it is loaded, what was done, the processes."""
 
     study: Study
     folder: Path
@@ -25,6 +26,7 @@ class Work:
     ticker: Ticker = field(default_factory=Ticker)
     model: Model | None = None
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    world: World = field(default_factory=World)
 
     def get_model(self) -> Model:
         """Load the study's language model, once."""

@@ -13,7 +13,8 @@ from tests.test_train import store_of
 
 from monosem.formats.saelens import load_sae
 from monosem.heldout import measure
-from monosem.train import Plan, RunSpec, train
+from monosem.train import train
+from monosem.trainer import Plan, RunSpec
 from monosem.variants import make_variant
 
 pytestmark = pytest.mark.oracle

@@ -19,7 +19,7 @@ from monosem.kernels import Codes, DenseCodes, RaggedCodes, SparseCodes, cpu, re
 from monosem.kernels.screen import quantise, screen_of
 from monosem.normaliser import Normaliser
 from monosem.optimiser import ReferenceAdam, RowAdam
-from monosem.train import Plan, Preparation, RunSpec, Trainer
+from monosem.trainer import Plan, Preparation, RunSpec, Trainer
 from monosem.types import UserError
 from monosem.variants import Step, make_variant
 

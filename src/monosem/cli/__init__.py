@@ -5,6 +5,8 @@ One file for what concerns studies, ratings and single SAEs each.
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from typing import Any
 
@@ -34,9 +36,16 @@ def run() -> int:
         except SystemExit as exit_:
             return int(exit_.code or 0)
         except UserError as error:
-            typer.echo(f"error: {error}", err=True)
+            if os.environ.get("RANK", "0") == "0":  # of several processes, all of which fail at the same
+                typer.echo(f"error: {error}", err=True)
             return 2
         return 0
+
+
+def run_arguments(arguments: list[str]) -> int:
+    """Run the command line with these arguments, and return its exit code."""
+    sys.argv = ["monosem", *arguments]
+    return run()
 
 
 def _show(message: Any, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:

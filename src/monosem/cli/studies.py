@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,11 +25,24 @@ Set = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. train.d_sae=1024 or run.0.k=[20,50]."),
 ]
 
+Nproc = Annotated[
+    int,
+    typer.Option("--nproc", help="How many processes train; one that dies is replaced (torchrun's launcher).", min=1),
+]
+
 
 @app.command()
-def compare(study: Target = "quickstart", out: Out = None, settings: Set = None, reference: Reference = False) -> None:
+def compare(
+    study: Target = "quickstart",
+    out: Out = None,
+    settings: Set = None,
+    reference: Reference = False,
+    nproc: Nproc = 1,
+) -> None:
     """Run every stage of a study and write its report; finished stages are skipped."""
-    _run(study, out, _with_reference(settings, reference), None)
+    settings = _with_reference(settings, reference)
+    if not _launched("compare", nproc, study, out, settings):
+        _run(study, out, settings, None)
 
 
 @app.command()
@@ -38,9 +52,11 @@ def harvest(study: Target, out: Out = None, settings: Set = None) -> None:
 
 
 @app.command()
-def train(study: Target, out: Out = None, settings: Set = None, reference: Reference = False) -> None:
+def train(study: Target, out: Out = None, settings: Set = None, reference: Reference = False, nproc: Nproc = 1) -> None:
     """Train the study's SAEs on the harvested activations."""
-    _run(study, out, _with_reference(settings, reference), "train")
+    settings = _with_reference(settings, reference)
+    if not _launched("train", nproc, study, out, settings):
+        _run(study, out, settings, "train")
 
 
 @app.command()
@@ -174,5 +190,16 @@ def _run(target: str, out: Path | None, settings: list[str] | None, only: str | 
     except KeyboardInterrupt:
         typer.echo("stopped; the same command goes on from the last finished shard or checkpoint")
         raise typer.Exit(130) from None
-    if only in (None, "report"):
+    if only in (None, "report") and os.environ.get("RANK", "0") == "0":
         typer.echo(f"report: {path}")
+
+
+def _launched(command: str, processes: int, study: str, out: Path | None, settings: list[str] | None) -> bool:
+    """Run a command in several processes and end with their exit code; return False for a single one."""
+    if processes == 1:
+        return False
+    from monosem.cli import run_arguments
+    from monosem.processes import launch
+
+    options = [*(["--out", str(out)] if out else []), *(part for text in settings or [] for part in ("--set", text))]
+    raise typer.Exit(launch(run_arguments, [command, study, *options], processes))

@@ -9,8 +9,15 @@ import torch
 from pydantic import BeforeValidator
 from torch import Tensor
 
-from monosem.autoencoder import require_above_zero, require_at_least_zero, squared_error, tied_weights
-from monosem.kernels import active_products, decode, row_norms
+from monosem.autoencoder import (
+    reconstruct,
+    require_above_zero,
+    require_at_least_zero,
+    squared_error,
+    tied_weights,
+)
+from monosem.kernels import active_products, row_norms
+from monosem.mesh import per_token
 from monosem.types import UserError
 from monosem.variants import Architecture, Codes, Loss, Recipe, Step, Variant, Weights
 
@@ -90,8 +97,8 @@ class Gated(Variant):
         coefficient = self.l1_coefficient * step.ramp(self.l1_warmup)
         terms = {
             "mse": squared_error(x, self.decode(w, codes)),
-            "sparsity": coefficient * weighted.sum() / len(x),
-            "aux": squared_error(x, decode(gate, W_dec, b_dec)),
+            "sparsity": coefficient * per_token(weighted, len(x)),
+            "aux": squared_error(x, reconstruct(gate, W_dec, b_dec)),
         }
         return Loss(terms, codes)
 

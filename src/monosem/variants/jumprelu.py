@@ -11,6 +11,7 @@ from torch import Tensor
 
 from monosem.autoencoder import jump_codes, require_above_zero, require_at_least_zero, squared_error, tied_weights
 from monosem.kernels import active_products
+from monosem.mesh import per_token
 from monosem.variants import Architecture, Codes, Loss, Recipe, Step, Variant, Weights
 
 
@@ -72,7 +73,7 @@ class JumpReLU(Variant):
         on, fixed = h > theta, theta.detach()
         slope = (theta - fixed) * (((h - fixed).abs() < eps / 2) / eps)  # 0; its gradient is K / eps
         codes = products.like(on * torch.relu(h) - fixed * slope)
-        count = (on.to(h.dtype) - slope).sum() / len(x)
+        count = per_token(on.to(h.dtype) - slope, len(x))
         coefficient = self.l0_coefficient * step.ramp(self.l0_warmup)
         return Loss({"mse": squared_error(x, self.decode(w, codes)), "sparsity": coefficient * count}, codes)
 

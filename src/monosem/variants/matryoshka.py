@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from monosem.autoencoder import nested_reconstructions
+from monosem.autoencoder import count_features, nested_reconstructions
 from monosem.types import UserError
 from monosem.variants import BatchSparse, Codes, Weights
 
@@ -41,4 +41,4 @@ class Matryoshka(BatchSparse):
             )
 
     def reconstructions(self, w: Weights, codes: Codes) -> list[Tensor]:
-        return nested_reconstructions(w, codes, self.widths(len(w["W_dec"])))
+        return nested_reconstructions(w, codes, self.widths(count_features(len(w["W_dec"]))))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from monosem.autoencoder import effective
+from monosem.mesh import per_token
 from monosem.types import UserError
 from monosem.variants import Loss, Penalised, Step, Weights
 
@@ -36,6 +37,7 @@ class PAnneal(Penalised):
 
     buffers: ClassVar[tuple[str, ...]] = ("penalty_scale", "penalty_sums")
     scratch: ClassVar[tuple[str, ...]] = buffers
+    whole: ClassVar[tuple[str, ...]] = ("b_dec", *buffers)
 
     p_end: float = 0.2
     p_updates: int = 10
@@ -76,7 +78,8 @@ class PAnneal(Penalised):
         if change >= step.total or step.index < change - QUEUE:
             return {}
         fbar = effective(w, loss.codes)
-        sums = [_powers(fbar, self.power(step, index)).sum() / loss.codes.n_tokens for index in (step.index, change)]
+        powers = [self.power(step, index) for index in (step.index, change)]
+        sums = [per_token(_powers(fbar, p), loss.codes.n_tokens) for p in powers]
         queue = torch.cat([w["penalty_sums"][1:], torch.stack(sums)[None]])
         if step.index + 1 < change:
             return {"penalty_sums": queue}

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from monosem.kernels import top_products
-from monosem.variants import Architecture, KSparse, SparseCodes, Weights
+from monosem.autoencoder import top_entries
+from monosem.variants import Architecture, Codes, KSparse, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class TopK(KSparse):
 
     architecture: ClassVar[Architecture] = "topk"
 
-    def encode(self, w: Weights, x: Tensor) -> SparseCodes:
+    def encode(self, w: Weights, x: Tensor) -> Codes:
         centre = w["b_dec"] if self.subtract_b_dec else None
-        products = top_products(x, w["W_enc"], w["b_enc"], self.k, centre)
+        products = top_entries(x, w["W_enc"], w["b_enc"], self.k, centre)
         return products.like(torch.relu(products.values + products.at(w["b_enc"])))

@@ -1,0 +1,131 @@
+"""Joining the processes that a launcher (torchrun, Ray, `monosem compare --nproc`) has started for one study.
+
+The first process works through the stages; the others wait until it has something for all of them: training.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from monosem.mesh import ALONE, Axis, Mesh, Traffic
+from monosem.types import UserError
+
+RESTARTS = 3
+PATIENCE = timedelta(days=7)  # how long processes wait for each other; a dead one is noticed by the launcher
+
+
+@dataclass
+class World:
+    """The processes of a launch. rank: which one this is, 0 leads; size: how many; traffic: of its collectives."""
+
+    rank: int = 0
+    size: int = 1
+    store: Store | None = None
+    traffic: Traffic = field(default_factory=Traffic)
+
+    def announce(self, runs: list[str]) -> None:
+        """Tell the other processes which runs are to be trained now; none: there is nothing for them. Counts once."""
+        if self.store is not None and self.rank == 0 and not self.store.check([_KEY]):
+            self.store.set(_KEY, json.dumps(runs))
+
+    def announced(self) -> list[str]:
+        """Wait for what the first process announces, and return it."""
+        assert self.store is not None
+        self.store.wait([_KEY], PATIENCE)
+        return json.loads(self.store.get(_KEY))
+
+    def meshes(self, data: int, features: int, device: str) -> tuple[Mesh, int, int]:
+        """Split the processes into groups of `data` times `features`, each of which trains other runs.
+
+        Returns this process's mesh, which group it is in and how many there are. Raises UserError when they don't fit.
+        """
+        together = data * features
+        if self.size % together:
+            raise UserError(
+                f"compute.data_parallel = {data} times compute.feature_parallel = {features}: {self.size} processes "
+                f"can't be split into groups of {together}; start a multiple of {together}, as with --nproc {together}"
+            )
+        if self.size == 1:
+            return ALONE, 0, 1
+        groups = self.size // together
+        devices = init_device_mesh(device, (groups, data, features), mesh_dim_names=("runs", "data", "features"))
+        shared = devices["data", "features"]
+        both = self._axis(shared._flatten("both"))
+        mesh = Mesh(self._axis(shared["data"]), self._axis(shared["features"]), both, shared)
+        return mesh, devices["runs"].get_local_rank(), groups
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def _axis(self, line: DeviceMesh) -> Axis:
+        return Axis(line.size(), line.get_local_rank(), line.get_group(), self.traffic)
+
+
+_KEY = "monosem/train"
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """Join the processes that were launched with this one, as the launcher's environment variables tell."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield World()
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    dist.init_process_group(timeout=PATIENCE)
+    # another name for each start, as what was announced before a restart doesn't hold any more
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = PrefixStore(start, dist.distributed_c10d._get_default_store())
+    world = World(dist.get_rank(), dist.get_world_size(), store)
+    try:
+        yield world
+    finally:
+        world.announce([])
+        dist.destroy_process_group()
+
+
+def launch(command: Callable[[list[str]], int], arguments: list[str], processes: int) -> int:
+    """Run `command(arguments)` in several processes of this machine by torchrun's launcher; return the exit code.
+
+    When a process dies, all of them are started again, up to RESTARTS times, and go on from the last checkpoint.
+    Raises UserError when they die again and again.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=secrets.token_hex(4),
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=RESTARTS,
+        monitor_interval=0.2,
+    )
+    try:
+        return max(elastic_launch(config, command)(arguments).values())
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        raise UserError(
+            f"process {rank} of {processes} died {RESTARTS + 1} times, the last time with exit code "
+            f"{failure.exitcode}; what was finished is kept, and the same command goes on"
+        ) from error

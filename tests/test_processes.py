@@ -1,0 +1,125 @@
+"""Studies in several processes: `--nproc` and torchrun, the same results, processes that are killed, bad input."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.conftest import study_of
+from tests.test_story import ENVIRONMENT, command, run, run_alone, write_study
+
+pytestmark = pytest.mark.slow
+
+RUNS = [{"variant": "standard", "l1_coefficient": 0.5}, {"variant": "topk", "k": 8, "auxk": True}]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path, corpus: Path) -> tuple[Path, Path]:
+    """A study, and its folder as one process made it."""
+    folder = tmp_path_factory.mktemp("processes")
+    path = write_study(study_of(tiny_lm, corpus, RUNS), folder / "study.toml")
+    run("compare", path, "--out", folder / "one")
+    return path, folder / "one"
+
+
+def check_equal(found: Path, wanted: Path, tolerance: float) -> None:
+    names = sorted(path.relative_to(wanted) for path in wanted.glob("saes/*/sae_weights.safetensors"))
+    assert len(names) == len(RUNS)
+    for name in names:
+        weights = load_file(found / name)
+        for key, value in load_file(wanted / name).items():
+            assert float((weights[key] - value).norm()) <= tolerance * float(value.norm()) + 1e-7, (name, key)
+
+
+@pytest.mark.parametrize(
+    ("settings", "launcher"),
+    [
+        ((), "--nproc"),  # other runs in each process: bit for bit the same
+        (("compute.feature_parallel=2",), "--nproc"),
+        (("compute.data_parallel=2",), "torchrun"),
+    ],
+)
+def test_two_processes_train_what_one_does(
+    made: tuple[Path, Path], tmp_path: Path, settings: tuple[str, ...], launcher: str
+) -> None:
+    path, one = made
+    options = [part for text in settings for part in ("--set", text)]
+    if launcher == "torchrun":
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "monosem"]
+        arguments = [*torchrun, "compare", str(path), "--out", str(tmp_path / "two"), *options]
+        done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+    else:
+        done = run_alone("compare", path, "--out", tmp_path / "two", "--nproc", "2", *options)
+    assert "2 runs, 50 steps of 128 tokens" in done.stdout
+    assert "2 processes" in done.stdout
+    assert done.stdout.count("report: done") == 1
+    assert (tmp_path / "two" / "report.html").exists()
+    check_equal(tmp_path / "two", one, 1e-4 if settings else 0.0)
+    assert "train: reused" in run("train", path, "--out", tmp_path / "two", *options).stdout
+
+
+def test_a_killed_process_is_replaced_and_the_result_is_the_same(made: tuple[Path, Path], tmp_path: Path) -> None:
+    path, _ = made
+    settings = ["compute.feature_parallel=2", "train.checkpoint_seconds=0.2", "train.tokens=38400"]
+    options = [part for text in settings for part in ("--set", text)]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run_alone("compare", path, "--out", whole, "--nproc", "2", *options)
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            command("compare", path, "--out", cut, "--nproc", "2", *options), env=ENVIRONMENT, stdout=log, stderr=log
+        )
+        end = time.monotonic() + 240
+        while time.monotonic() < end and len(list(cut.glob("saes/*/checkpoint/step-*"))) < 2:
+            assert process.poll() is None
+            time.sleep(0.01)
+        victims = children_of(process.pid)
+        assert len(victims) == 2
+        os.kill(victims[-1], signal.SIGKILL)
+        assert process.wait(240) == 0, (tmp_path / "log").read_text()[-3000:]
+    assert "resumed, 2 runs" in (tmp_path / "log").read_text()
+    check_equal(cut, whole, 0.0)
+    assert not list(cut.rglob("checkpoint"))
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the process numbers of the training processes that a launcher started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            words = (path / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if parent == pid and b"spawn_main" in words:
+            found.append(int(path.name))
+    return sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["--set", "compute.data_parallel=2", "--set", "train.batch_size=99"], "must be a multiple of data_parallel"),
+        (["--set", "model.site=blocks.9.hook_resid_post"], "has blocks 0 to 3"),
+    ],
+)
+def test_bad_input_is_said_once(made: tuple[Path, Path], tmp_path: Path, settings: list[str], words: str) -> None:
+    done = run_alone("compare", made[0], "--out", tmp_path / "two", "--nproc", "2", *settings, code=2)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert words in errors[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_one_process_is_not_two(made: tuple[Path, Path]) -> None:
+    done = run(
+        "train", made[0], "--out", made[1], "--set", "compute.feature_parallel=2", "--set", "train.lr=1e-2", code=2
+    )
+    assert "1 processes can't be split into groups of 2" in done.stderr
