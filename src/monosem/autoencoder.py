@@ -178,17 +178,17 @@ def _own_share(b_dec: Tensor) -> Tensor:
     return b_dec if size == 1 else b_dec / size
 
 
-def top_entries(x: Tensor, w_enc: Tensor, b_enc: Tensor, k: int, centre: Tensor | None = None) -> Codes:
+def top_entries(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, centre: Tensor | None = None) -> Codes:
     """Return what `top_products` does, with the k features of a row chosen among those of all processes.
 
     Only values are exchanged: each process gives its k largest, and keeps those not below the k-th of all. Of equal
-    ones at the edge the first features are kept. Source: the exact case of Gao et al. 2024 (arXiv 2406.04093),
-    appendix B "Systems".
+    ones at the edge the first features are kept. Source: the code released with Gao et al. 2024 (arXiv 2406.04093),
+    without its limit on the number of values, which makes it approximate for many processes.
     """
     axis = here().features
     if axis.size == 1:
-        return top_products(x, w_enc, b_enc, k, centre)
-    mine = top_products(x, w_enc, b_enc, min(k, w_enc.shape[1]), centre)
+        return top_products(x, W_enc, b_enc, k, centre)
+    mine = top_products(x, W_enc, b_enc, min(k, W_enc.shape[1]), centre)
     with torch.no_grad():
         h = mine.values + mine.at(b_enc)
         padded = h.new_full((len(x), k), -torch.inf)

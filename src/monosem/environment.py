@@ -24,6 +24,11 @@ PACKAGES = (
 )
 
 
+def leads() -> bool:
+    """Return whether this process leads those that a launcher started with it; it alone says what is done."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def describe() -> dict[str, Any]:
     """Return versions of the packages that numbers depend on, the commit of a checkout, and the machine."""
     import torch

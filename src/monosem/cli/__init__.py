@@ -5,7 +5,6 @@ One file for what concerns studies, ratings and single SAEs each.
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import typer
 
 from monosem.cli import rating, saes, studies
+from monosem.environment import leads
 from monosem.types import FormatWarning, UserError
 
 app = typer.Typer(
@@ -36,7 +36,7 @@ def run() -> int:
         except SystemExit as exit_:
             return int(exit_.code or 0)
         except UserError as error:
-            if os.environ.get("RANK", "0") == "0":  # of several processes, all of which fail at the same
+            if leads():  # all of several processes fail at the same
                 typer.echo(f"error: {error}", err=True)
             return 2
         return 0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from monosem.environment import leads
 
 app = typer.Typer()
 
@@ -188,9 +189,10 @@ def _run(target: str, out: Path | None, settings: list[str] | None, only: str | 
     try:
         path = run_stages(study, folder, only=only, say=typer.echo, ticker=ticker)
     except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on from the last finished shard or checkpoint")
+        if leads():
+            typer.echo("stopped; the same command goes on from the last finished shard or checkpoint")
         raise typer.Exit(130) from None
-    if only in (None, "report") and os.environ.get("RANK", "0") == "0":
+    if only in (None, "report") and leads():
         typer.echo(f"report: {path}")
 
 
