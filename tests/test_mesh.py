@@ -13,10 +13,13 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import Tensor
 
-from monosem.checkpoints import resume
-from monosem.mesh import ALONE, Axis, per_token, token_mean
+from monosem.checkpoints import in_step, resume
+from monosem.mesh import ALONE, Axis, Mesh, per_token, token_mean
+from monosem.normaliser import Normaliser
 from monosem.processes import World
+from monosem.trainer import Plan, Preparation, RunSpec, Trainer
 from monosem.types import UserError
+from monosem.variants import Recipe, make_variant
 from tests.train_together import (
     BATCH,
     CASES,
@@ -139,6 +142,22 @@ def test_a_damaged_checkpoint_is_left_aside(tmp_path: Path) -> None:
         (tmp_path / "topk" / "checkpoint" / name).mkdir(parents=True)
     (tmp_path / "topk" / "checkpoint" / "step-000000007" / "facts.json").write_text('{"key": "topk"}')
     assert resume([trainer], tmp_path) == 0
+
+
+def test_runs_at_different_steps_are_trained_apart(tmp_path: Path) -> None:
+    """As groups of processes leave them; a new run beside others doesn't send those back to the start."""
+    for run, steps in {"a": [7], "b": [6, 7], "c": [5], "d": [6], "e": [], "f": []}.items():
+        for step in steps:
+            (tmp_path / run / "checkpoint" / f"step-{step:09d}").mkdir(parents=True)
+    assert in_step(list("abcdef"), tmp_path) == [["a", "b"], ["c"], ["d"], ["e", "f"]]
+
+
+def test_features_that_do_not_reach_for_all_processes() -> None:
+    variant = make_variant("topk", {"k": 2})
+    start = Preparation(Normaliser(), 1.0, torch.ones(8, 4))
+    spec = RunSpec("narrow", "topk", variant, 6, 0, Recipe())
+    with pytest.raises(UserError, match="run narrow: d_sae = 6 can't be split by feature_parallel = 4"):
+        Trainer(spec, Plan(8, 1), start, torch.device("cpu"), Mesh(features=Axis(4, 0)))
 
 
 def test_shares_are_those_of_dtensor() -> None:

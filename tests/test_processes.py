@@ -68,7 +68,7 @@ def test_two_processes_train_what_one_does(
 
 def test_a_killed_process_is_replaced_and_the_result_is_the_same(made: tuple[Path, Path], tmp_path: Path) -> None:
     path, _ = made
-    settings = ["compute.feature_parallel=2", "train.checkpoint_seconds=0.2", "train.tokens=38400"]
+    settings = ["compute.feature_parallel=2", "train.checkpoint_seconds=0.2", "train.tokens=19200"]
     options = [part for text in settings for part in ("--set", text)]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run_alone("compare", path, "--out", whole, "--nproc", "2", *options)
@@ -108,6 +108,7 @@ def children_of(pid: int) -> list[int]:
     [
         (["--set", "compute.data_parallel=2", "--set", "train.batch_size=99"], "must be a multiple of data_parallel"),
         (["--set", "model.site=blocks.9.hook_resid_post"], "has blocks 0 to 3"),
+        (["--set", "run.1.lr=1e30"], "run topk-k8-auxk_True-lr_1e30: loss"),  # in the second process only
     ],
 )
 def test_bad_input_is_said_once(made: tuple[Path, Path], tmp_path: Path, settings: list[str], words: str) -> None:

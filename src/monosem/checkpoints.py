@@ -45,11 +45,12 @@ def write_checkpoint(trainers: list[Trainer], folder: Path, step: int) -> None:
             _write_parts(trainer, place, step, facts)
         else:
             tensors = {name: t.cpu().contiguous() for name, t in trainer.state().items()}
-            write_bytes(place / f"step-{step:09d}.safetensors", save(tensors, {"facts": json.dumps(facts)}))
+            write_bytes(place / _name(step, trainer), save(tensors, {"facts": json.dumps(facts)}))
     for trainer in trainers:
         if trainer.mesh.both.rank == 0:
+            new = _name(step, trainer)
             for old in (folder / trainer.spec.name / "checkpoint").glob("step-*"):
-                if _step(old) != step:
+                if old.name != new:
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
@@ -67,11 +68,34 @@ def resume(trainers: list[Trainer], folder: Path) -> int:
     return 0
 
 
+def in_step(names: list[str], folder: Path) -> list[list[str]]:
+    """Return the runs in parts that can be trained in lockstep: those of a part have a checkpoint of the same step.
+
+    Runs that other processes have trained may be at other steps. Those without any are a part of their own.
+    """
+    parts: list[tuple[set[int], list[str]]] = []
+    for name in names:
+        steps = {_step(path) for path in (folder / name / "checkpoint").glob("step-*")}
+        for common, part in parts:
+            if steps & common or not (steps or common):
+                common &= steps
+                part.append(name)
+                break
+        else:
+            parts.append((steps, [name]))
+    return [part for _, part in parts]
+
+
+def _name(step: int, trainer: Trainer) -> str:
+    return f"step-{step:09d}" + (".safetensors" if trainer.mesh.both.size == 1 else "")
+
+
 def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-").partition(".")[0])
 
 
 def _write_parts(trainer: Trainer, place: Path, step: int, facts: dict[str, Any]) -> None:
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 
@@ -80,14 +104,23 @@ def _write_parts(trainer: Trainer, place: Path, step: int, facts: dict[str, Any]
         shutil.rmtree(unfinished, ignore_errors=True)
     both.wait()
     parts = {name: _placed(trainer, name, tensor) for name, tensor in trainer.state().items()}
-    writer = HuggingFaceStorageWriter(str(unfinished), save_distributed=True)
-    save_parts(parts, storage_writer=writer, process_group=both.group)
-    if both.rank == 0:
-        write_json(unfinished / "facts.json", facts)
-        whole = place / f"step-{step:09d}"
-        shutil.rmtree(whole, ignore_errors=True)  # of a start before, in which another run's wasn't whole yet
-        unfinished.rename(whole)
-    both.wait()
+    writer, failure = HuggingFaceStorageWriter(str(unfinished), save_distributed=True), None
+    try:
+        save_parts(parts, storage_writer=writer, process_group=both.group)
+        if both.rank == 0:
+            write_json(unfinished / "facts.json", facts)
+            whole = place / _name(step, trainer)
+            shutil.rmtree(whole, ignore_errors=True)  # of a start before, in which another run's wasn't whole yet
+            unfinished.rename(whole)
+    except (CheckpointException, OSError, UserError) as error:
+        failure = UserError(f"{unfinished}: the checkpoint can't be written ({_cause(error)}); free some space there")
+        shutil.rmtree(unfinished, ignore_errors=True)
+    both.agree(failure)
+
+
+def _cause(error: BaseException) -> str:
+    """Return the last line of what went wrong; torch's own error tells of each process at length."""
+    return str(error).strip().splitlines()[-1]
 
 
 def _placed(trainer: Trainer, name: str, tensor: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from monosem.types import UserError
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -65,14 +67,31 @@ class Axis:
             self.traffic.all_gather += mine.nbytes
         return found
 
-    def joined(self, values: Tensor) -> Tensor:
-        """Return the processes' vectors, of any lengths, as one, without gradient."""
+    def joined(self, values: Tensor, *, by_first: bool = False) -> Tensor:
+        """Return the processes' vectors, of any lengths, as one, without gradient.
+
+        by_first: only the first process gets it; the others get their own vector back.
+        """
         if self.size == 1:
             return values.detach()
         sizes = [int(n) for n in self.gathered(torch.tensor([len(values)], device=values.device))]
         padded = values.new_zeros(max(sizes))
         padded[: len(values)] = values.detach()
-        return torch.cat([found[:n] for found, n in zip(self.gathered(padded), sizes, strict=True)])
+        if by_first:
+            found = [torch.empty_like(padded) for _ in sizes] if self.rank == 0 else None
+            dist.gather(padded, found, group=self.group, group_dst=0)
+        else:
+            found = self.gathered(padded)
+        return values.detach() if found is None else torch.cat([v[:n] for v, n in zip(found, sizes, strict=True)])
+
+    def agree(self, failure: UserError | None) -> None:
+        """Raise, in all processes, the first UserError that one of them has met. All have to call this."""
+        if self.size > 1:
+            mine = torch.tensor(list(f"{failure}\n".encode() if failure else b""), dtype=torch.uint8)
+            said = bytes(self.joined(mine).tolist()).decode().splitlines()
+            failure = failure or (UserError(said[0]) if said else None)
+        if failure is not None:
+            raise failure
 
     def wait(self) -> None:
         """Wait until all processes are here."""

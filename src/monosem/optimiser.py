@@ -10,6 +10,7 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
@@ -35,7 +36,9 @@ def make_optimiser(
     """
     stored_by_feature = weights["W_enc"].t().is_contiguous() and weights["W_dec"].is_contiguous()
     fast = fast_kernels(weights["W_dec"], weights["W_enc"]) if here().data.size == 1 else None
-    return (RowAdam if fast and stored_by_feature else ReferenceAdam)(weights, betas, eps, unit, whole)
+    by_rows = torch.tensor(int(fast is not None and stored_by_feature))
+    by_rows = bool(here().features.reduced(by_rows, dist.ReduceOp.MIN))  # a smaller part may have no kernels
+    return (RowAdam if by_rows else ReferenceAdam)(weights, betas, eps, unit, whole)
 
 
 def _sharing(name: str, whole: tuple[str, ...]) -> Axis:
@@ -44,11 +47,12 @@ def _sharing(name: str, whole: tuple[str, ...]) -> Axis:
 
 
 def _sum_of_squares(squares: dict[str, Tensor], whole: tuple[str, ...]) -> float:
-    """Return the sum over all weights, of all processes."""
-    parts = [torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)]
-    for name, square in squares.items():
-        parts[name in whole] = parts[name in whole] + square.double().cpu()
-    return float(here().features.reduced(parts[0])) + float(parts[1])
+    """Return the sum over all weights, of all processes; squares: float64."""
+    if here().both.size == 1:
+        return float(sum(squares.values()))
+    shared = sum(square for name, square in squares.items() if name in whole)
+    own = torch.stack([square for name, square in squares.items() if name not in whole]).sum()
+    return float(here().features.reduced(own) + shared)
 
 
 class ReferenceAdam:
@@ -68,15 +72,17 @@ class ReferenceAdam:
     def backward(self, loss: Tensor, enough: float = 0.0) -> float:
         """Compute the gradient and return its norm over all weights. enough: see `RowAdam.backward`; of no use here."""
         loss.backward()
-        squares = {}
+        norms = {}
         for name, w in self.weights.items():
             if w.grad is None and here().both.size == 1:
                 continue
             w.grad = _sharing(name, self.whole).reduced(torch.zeros_like(w) if w.grad is None else w.grad)
             if self.unit and name == "W_dec":
                 w.grad = tangential(w.detach(), w.grad)
-            squares[name] = torch.linalg.vector_norm(w.grad).double().square()
-        return math.sqrt(_sum_of_squares(squares, self.whole))
+            norms[name] = torch.linalg.vector_norm(w.grad)
+        if here().both.size == 1:
+            return float(torch.linalg.vector_norm(torch.stack(list(norms.values()))))
+        return math.sqrt(_sum_of_squares({k: norm.double().square() for k, norm in norms.items()}, self.whole))
 
     @torch.no_grad()
     def step(self, rate: float, factor: float) -> None:

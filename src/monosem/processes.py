@@ -65,10 +65,14 @@ class World:
         mesh = Mesh(self._axis(shared["data"]), self._axis(shared["features"]), both, shared)
         return mesh, devices["runs"].get_local_rank(), groups
 
-    def wait(self) -> None:
-        """Wait until all processes are here."""
-        if self.size > 1:
-            dist.barrier()
+    @property
+    def everyone(self) -> Axis:
+        """All processes of the launch."""
+        return Axis(self.size, self.rank, dist.group.WORLD if self.size > 1 else None)
+
+    def own_threads(self) -> int:
+        """Return how many threads one of the processes on this machine has for itself."""
+        return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
     def _axis(self, line: DeviceMesh) -> Axis:
         return Axis(line.size(), line.get_local_rank(), line.get_group(), self.traffic)
@@ -107,7 +111,6 @@ def launch(command: Callable[[list[str]], int], arguments: list[str], processes:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

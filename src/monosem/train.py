@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from monosem.activations import Activations, prefetched, training_order
-from monosem.checkpoints import drop_checkpoints, resume, write_checkpoint
+from monosem.checkpoints import drop_checkpoints, in_step, resume, write_checkpoint
 from monosem.formats.saelens import save_sae
 from monosem.kernels.threads import run_all, thread_count
 from monosem.mesh import ALONE, Mesh
@@ -57,16 +57,24 @@ def train(
 ) -> None:
     """Train `specs` over `store` and write each into `folder/<run>/` (SAE, log.parquet).
 
-    Starts from the last checkpoint that all runs have. `report(step, trainers)` is called after every step. mesh: of
-    the processes that all call this, with the same arguments; tokens or features are split over them.
+    Runs go on from their checkpoints; those that have one of the same step are trained in lockstep, and so are those
+    that have none. `report(step, trainers)` is called after every step. mesh: of the processes that all call this, with
+    the same arguments; tokens or features are split over them.
     Raises UserError when a batch can't be split evenly.
     """
     where = device or torch.device("cpu")
     if plan.batch_size % mesh.data.size:
         raise UserError(f"train.batch_size = {plan.batch_size}: must be a multiple of data_parallel = {mesh.data.size}")
     start = prepare(store, plan)
-    trainers = [Trainer(spec, plan, start, where, mesh) for spec in specs]
-    first = resume(trainers, folder)
+    for together in in_step([spec.name for spec in specs], folder):
+        trainers = [Trainer(spec, plan, start, where, mesh) for spec in specs if spec.name in together]
+        _train_in_step(trainers, store, folder, report)
+
+
+def _train_in_step(trainers: list[Trainer], store: Activations, folder: Path, report: Report) -> None:
+    """Train runs of one plan in lockstep, from the last checkpoint that all of them have."""
+    plan, start, mesh = trainers[0].plan, trainers[0].start, trainers[0].mesh
+    first, where = resume(trainers, folder), trainers[0].silent.device
     log_every = plan.log_every or max(1, plan.steps // 100)
     order = training_order(
         store.n,
@@ -108,10 +116,13 @@ def step_all(trainers: list[Trainer], x: Tensor, index: int, log: bool) -> None:
 
 
 def _finish(trainer: Trainer, folder: Path) -> None:
-    sae = trainer.sae()
-    if trainer.mesh.both.rank > 0:
-        return
-    frame = pl.DataFrame(trainer.log, infer_schema_length=None)
-    write_atomic(folder / "log.parquet", frame.write_parquet)
-    save_sae(sae, folder)
-    drop_checkpoints(folder)
+    sae, failure = trainer.sae(), None
+    if trainer.mesh.both.rank == 0:
+        try:
+            frame = pl.DataFrame(trainer.log, infer_schema_length=None)
+            write_atomic(folder / "log.parquet", frame.write_parquet)
+            save_sae(sae, folder)
+            drop_checkpoints(folder)
+        except UserError as error:
+            failure = error
+    trainer.mesh.both.agree(failure)

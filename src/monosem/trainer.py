@@ -21,7 +21,7 @@ from monosem.activations import Activations
 from monosem.kernels.memory import on_large_pages
 from monosem.kernels.settings import describe
 from monosem.kernels.threads import own_threads
-from monosem.mesh import ALONE, Mesh, per_token, token_mean
+from monosem.mesh import ALONE, Axis, Mesh, per_token, token_mean
 from monosem.normaliser import Kind, Normaliser
 from monosem.optimiser import make_optimiser
 from monosem.sae import Sae
@@ -89,6 +89,9 @@ class Trainer:
         self.spec, self.plan, self.start, self.mesh = spec, plan, start, mesh
         d_in = start.sample.shape[1]
         spec.variant.check(d_in, spec.d_sae)
+        parts = mesh.features.size
+        if Axis(parts, parts - 1).span(spec.d_sae).start >= spec.d_sae:
+            raise UserError(f"run {spec.name}: d_sae = {spec.d_sae} can't be split by feature_parallel = {parts}")
         generator = torch.Generator().manual_seed(spec.seed)
         weights = spec.variant.init(d_in, spec.d_sae, generator, start.sample)
         self.weights: Weights = {}
@@ -192,18 +195,22 @@ class Trainer:
         along, span = self.split_along(name), self.mesh.features.span(self.spec.d_sae)
         return value if along is None else value.narrow(along, span.start, span.stop - span.start)
 
-    def _all(self, name: str, value: Tensor) -> Tensor:
+    def _all(self, name: str, value: Tensor, by_first: bool = False) -> Tensor:
         """Return the tensor that covers all features, from the parts of all processes."""
         along, features = self.split_along(name), self.mesh.features
         if along is None or features.size == 1:
             return value.detach()
         rows = value.detach().movedim(along, 0).contiguous()
         shape = rows.shape[1:]
-        return features.joined(rows.flatten()).view(-1, *shape).movedim(0, along)
+        rows = rows.cpu() if by_first else rows
+        return features.joined(rows.flatten(), by_first=by_first).view(-1, *shape).movedim(0, along)
 
-    def everything(self) -> Weights:
-        """Return the weights of all features. Every process of the mesh has to ask for them."""
-        return {name: self._all(name, w) for name, w in self.weights.items()}
+    def everything(self, *, by_first: bool = False) -> Weights:
+        """Return the weights of all features. All processes of a mesh have to call this.
+
+        by_first: only the first process gets them, in the CPU's memory; the others get their own part.
+        """
+        return {name: self._all(name, w, by_first) for name, w in self.weights.items()}
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that the rest of training depends on, as tensors."""
@@ -234,7 +241,7 @@ class Trainer:
         self.sparse = facts.get("sparse", False)  # which threads the next step has: sums depend on it in the last bits
 
     def sae(self) -> Sae:
-        """Return the trained SAE with what is known of its making."""
+        """Return the trained SAE with what is known of its making. In a mesh, only the first process has it whole."""
         facts = {
             "name": self.spec.name,
             "seed": self.spec.seed,
@@ -246,5 +253,7 @@ class Trainer:
             "kernels": describe(self.silent.device),
             **self.plan.facts,
         }
-        weights = {name: w for name, w in self.everything().items() if name not in self.spec.variant.scratch}
+        weights = {
+            name: w for name, w in self.everything(by_first=True).items() if name not in self.spec.variant.scratch
+        }
         return Sae(self.spec.variant_name, self.spec.variant, weights, self.start.normaliser, facts)

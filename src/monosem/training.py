@@ -6,6 +6,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from monosem.activations import open_activations
 from monosem.config import Study
 from monosem.loading import LoadSpec, Where, load_key, load_run
@@ -134,9 +136,17 @@ def _train_together(work: Work, plan: Plan, todo: list[RunSpec]) -> int:
             bar.table({t.spec.name: t.latest for t in trainers if t.latest})
             follow(trainers)
 
-        if mine := todo[group::groups]:
-            train(mine, plan, store, work.folder / "saes", device=device, mesh=mesh, report=report)
-        world.wait()
+        failure, threads = None, torch.get_num_threads()
+        if world.size > 1 and not file.compute.threads:
+            torch.set_num_threads(min(threads, world.own_threads()))
+        try:
+            if mine := todo[group::groups]:
+                train(mine, plan, store, work.folder / "saes", device=device, mesh=mesh, report=report)
+        except UserError as error:
+            failure = error
+        finally:
+            torch.set_num_threads(threads)
+        world.everyone.agree(failure)
     return store.n
 
 
