@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.rendezvous import rendezvous
 
 from monosem.mesh import ALONE, Axis, Mesh, Traffic
 from monosem.types import UserError
@@ -89,11 +90,12 @@ def joined() -> Iterator[World]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    dist.init_process_group(timeout=PATIENCE)
-    # another name for each start, as what was announced before a restart doesn't hold any more
-    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = PrefixStore(start, dist.distributed_c10d._get_default_store())
-    world = World(dist.get_rank(), dist.get_world_size(), store)
+    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+        # a launcher keeps its store when it starts processes again, and gloo would connect to those that have died
+        store = PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    world = World(rank, size, store)
     try:
         yield world
     finally:
