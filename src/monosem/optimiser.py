@@ -19,10 +19,11 @@ from monosem.kernels import memory
 from monosem.kernels.gradients import RowGradient, collecting
 from monosem.kernels.screen import known_screen
 from monosem.kernels.sparse import fast_kernels
-from monosem.mesh import Axis, here
+from monosem.mesh import here
+from monosem.variant import Variant
 
 Moments = dict[str, tuple[Tensor, Tensor]]
-WHOLE = ("b_dec",)
+WHOLE = Variant.whole
 
 
 def make_optimiser(
@@ -41,9 +42,12 @@ def make_optimiser(
     return (RowAdam if by_rows else ReferenceAdam)(weights, betas, eps, unit, whole)
 
 
-def _sharing(name: str, whole: tuple[str, ...]) -> Axis:
-    """Return the processes that have the same entries of a weight."""
-    return here().both if name in whole else here().data
+def _add_up(weights: Weights, whole: tuple[str, ...]) -> None:
+    """Add up the gradients of each weight over the processes that have the same entries of it."""
+    for name, w in weights.items():
+        sharing = here().both if name in whole else here().data
+        if sharing.size > 1:
+            w.grad = sharing.reduced(torch.zeros_like(w) if w.grad is None else w.grad)
 
 
 def _sum_of_squares(squares: dict[str, Tensor], whole: tuple[str, ...]) -> float:
@@ -72,14 +76,12 @@ class ReferenceAdam:
     def backward(self, loss: Tensor, enough: float = 0.0) -> float:
         """Compute the gradient and return its norm over all weights. enough: see `RowAdam.backward`; of no use here."""
         loss.backward()
-        norms = {}
-        for name, w in self.weights.items():
-            if w.grad is None and here().both.size == 1:
-                continue
-            w.grad = _sharing(name, self.whole).reduced(torch.zeros_like(w) if w.grad is None else w.grad)
-            if self.unit and name == "W_dec":
-                w.grad = tangential(w.detach(), w.grad)
-            norms[name] = torch.linalg.vector_norm(w.grad)
+        _add_up(self.weights, self.whole)
+        w_dec = self.weights["W_dec"]
+        if self.unit and w_dec.grad is not None:
+            w_dec.grad = tangential(w_dec.detach(), w_dec.grad)
+        gradients = {name: w.grad for name, w in self.weights.items() if w.grad is not None}
+        norms = {name: torch.linalg.vector_norm(gradient) for name, gradient in gradients.items()}
         if here().both.size == 1:
             return float(torch.linalg.vector_norm(torch.stack(list(norms.values()))))
         return math.sqrt(_sum_of_squares({k: norm.double().square() for k, norm in norms.items()}, self.whole))
@@ -137,10 +139,7 @@ class RowAdam:
         enough: where a quick bound shows that the norm is no larger than this, that bound is returned instead.
         """
         loss.backward()
-        for name in self.whole:
-            shared = self.weights.get(name)
-            if shared is not None and here().both.size > 1:
-                shared.grad = here().both.reduced(torch.zeros_like(shared) if shared.grad is None else shared.grad)
+        _add_up(self.weights, self.whole)
         parts = {name: self._gradient(name) for name in self.rows}
         if enough > 0:
             bounds = {name: part.square_bound(dense, self.rows[name]) for name, (part, dense) in parts.items()}

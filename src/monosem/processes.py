@@ -71,7 +71,7 @@ class World:
         """All processes of the launch."""
         return Axis(self.size, self.rank, dist.group.WORLD if self.size > 1 else None)
 
-    def own_threads(self) -> int:
+    def threads_each(self) -> int:
         """Return how many threads one of the processes on this machine has for itself."""
         return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 

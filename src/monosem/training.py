@@ -138,7 +138,7 @@ def _train_together(work: Work, plan: Plan, todo: list[RunSpec]) -> int:
 
         failure, threads = None, torch.get_num_threads()
         if world.size > 1 and not file.compute.threads:
-            torch.set_num_threads(min(threads, world.own_threads()))
+            torch.set_num_threads(min(threads, world.threads_each()))
         try:
             if mine := todo[group::groups]:
                 train(mine, plan, store, work.folder / "saes", device=device, mesh=mesh, report=report)
