@@ -195,8 +195,11 @@ def _blocks(order: Iterable[np.ndarray], rows: int) -> Iterator[list[np.ndarray]
         yield block
 
 
-def load_tokens(folder: Path, split: str) -> dict[str, Tensor]:
-    """Return the packed rows of a split: `tokens`, `doc`, `pos` (int32) and `keep` (bool), each [rows, context]."""
-    meta = read_json(folder / "meta.json")
-    with open_hashed(folder / "tokens.safetensors", meta["tokens_sha256"]) as file:
+def load_tokens(folder: Path, split: str, sha256: str = "") -> dict[str, Tensor]:
+    """Return the packed rows of a split: `tokens`, `doc`, `pos` (int32) and `keep` (bool), each [rows, context].
+
+    sha256: of their file, where the harvest isn't done yet.
+    """
+    digest = sha256 or read_json(folder / "meta.json")["tokens_sha256"]
+    with open_hashed(folder / "tokens.safetensors", digest) as file:
         return {name: file.get_tensor(f"{split}.{name}") for name in ("tokens", "doc", "pos", "keep")}

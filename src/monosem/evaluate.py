@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,26 +21,33 @@ def result_folder(folder: Path, run: str, name: str) -> Path:
 
 
 def evaluate(
-    evaluation: Evaluation, name: str, inputs: Inputs, sources: dict[str, Any], only: str = "*"
-) -> tuple[int, int]:
-    """Judge every run that has no current result; return how many were judged and how many were reused.
+    evaluation: Evaluation, name: str, inputs: Inputs, sources: dict[str, Any], only: Collection[str] | None = None
+) -> int:
+    """Judge every run that has no current result, and write the charts; return how many were judged.
 
-    sources: hashes of what the evaluation reads besides the SAEs. only: pattern of run names to judge; the charts show
+    sources: hashes of what the evaluation reads besides the SAEs. only: names of the runs to judge; the charts show
     every run that has a current result. Files: results/<run>/<name>/result.json and rows.parquet,
     results/<name>.charts.json.
     """
-    headers = {info.name: _header(evaluation, name, info, inputs, sources) for info in inputs.runs}
-    wanted = [info for info in inputs.runs if fnmatch.fnmatch(info.name, only)]
-    partial = incomplete(inputs, name)
-    todo = [i for i in wanted if i.name in partial or not _current(inputs.folder, i, name, headers[i.name])]
+    todo = to_judge(evaluation, name, inputs, sources, only)
     if todo:
         prepared = evaluation.prepare(inputs)
         for info in todo:
-            _write(result_folder(inputs.folder, info.name, name), headers[info.name], evaluation.run(info, prepared))
-    shown = [info for info in inputs.runs if _current(inputs.folder, info, name, headers[info.name])]
+            header = _header(evaluation, name, info, inputs, sources)
+            _write(result_folder(inputs.folder, info.name, name), header, evaluation.run(info, prepared))
+    shown = [info for info in inputs.runs if _current(evaluation, name, info, inputs, sources)]
     charts = evaluation.figure(load_results(replace(inputs, runs=shown), name))
     write_json(inputs.folder / "results" / f"{name}.charts.json", [chart.as_dict() for chart in charts])
-    return len(todo), len(wanted) - len(todo)
+    return len(todo)
+
+
+def to_judge(
+    evaluation: Evaluation, name: str, inputs: Inputs, sources: dict[str, Any], only: Collection[str] | None = None
+) -> list[RunInfo]:
+    """Return the runs, `only` among these names, whose result is missing, out of date or incomplete."""
+    partial = incomplete(inputs, name)
+    wanted = [info for info in inputs.runs if only is None or info.name in only]
+    return [i for i in wanted if i.name in partial or not _current(evaluation, name, i, inputs, sources)]
 
 
 def _header(
@@ -57,9 +64,9 @@ def _header(
     }
 
 
-def _current(folder: Path, info: RunInfo, name: str, header: dict[str, Any]) -> bool:
-    path = result_folder(folder, info.name, name) / "result.json"
-    return path.exists() and read_json(path)["header"] == header
+def _current(evaluation: Evaluation, name: str, info: RunInfo, inputs: Inputs, sources: dict[str, Any]) -> bool:
+    path = result_folder(inputs.folder, info.name, name) / "result.json"
+    return path.exists() and read_json(path)["header"] == _header(evaluation, name, info, inputs, sources)
 
 
 def _write(folder: Path, header: dict[str, Any], result: Result) -> None:

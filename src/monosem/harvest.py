@@ -9,8 +9,9 @@ each shard while the next one is computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,20 @@ SHARD_ROWS = 512  # packed rows a shard, rounded up to whole forward passes
 Progress = Callable[[int], object]
 
 
+@dataclass(frozen=True)
+class Shard:
+    """A shard to be made: the file `name`, of the packed rows `start` to `stop - 1` of a split."""
+
+    name: str
+    split: str
+    start: int
+    stop: int
+
+
+Record = Callable[[str, dict[str, Any]], object]
+Make = Callable[[list[Shard], Record, Progress], object]
+
+
 def harvest(
     model: Model,
     site: Site,
@@ -40,10 +55,12 @@ def harvest(
     batch_rows: int,
     max_norm_ratio: float = 0.0,
     progress: Progress = lambda _tokens: None,
+    make: Make | None = None,
 ) -> dict[str, Any]:
     """Write the activations of the kept tokens of `packed` at `site` and return meta.json's content.
 
     header: what the activations depend on, stored and compared on resume. progress: called with packed tokens done.
+    make: makes shards elsewhere, in any order, and records each one that is whole; by default they are made here.
     Raises UserError for NaN or infinite activations.
     """
     partial_path = folder / "partial.json"
@@ -56,22 +73,31 @@ def harvest(
         for name in ("tokens", "doc", "pos", "keep")
     }
     partial["tokens"] = write_bytes(folder / "tokens.safetensors", save(tokens))
-    per_shard = -(-SHARD_ROWS // batch_rows) * batch_rows
-    with _ShardWriter(folder, partial) as writer:
+    todo = []
+    for shard in _shards(packed, batch_rows):
+        if _done(folder / shard.name, partial["shards"].get(shard.name)):
+            progress((shard.stop - shard.start) * packed.eval.tokens.shape[1])
+        else:
+            todo.append(shard)
 
-        def advance(done: int) -> None:
-            writer.check()
-            progress(done)
+    def record(name: str, entry: dict[str, Any]) -> None:
+        partial["shards"][name] = entry
+        write_json(partial_path, partial)  # never names a shard that is not whole
 
-        for split, part in _splits(packed):
-            for number, start in enumerate(range(0, len(part.tokens), per_shard)):
-                name = f"{split}-{number:05d}.safetensors"
-                rows = slice(start, min(start + per_shard, len(part.tokens)))
-                if _done(folder / name, partial["shards"].get(name)):
-                    advance((rows.stop - rows.start) * part.tokens.shape[1])
-                else:
-                    what = f"{split} rows"
-                    writer.add(name, *_shard(model, site, part, rows, batch_rows, max_norm_ratio, what, advance))
+    write_json(partial_path, partial)
+    if make is None:
+        parts = dict(_splits(packed))
+        with _ShardWriter(folder, record) as writer:
+
+            def advance(done: int) -> None:
+                writer.check()
+                progress(done)
+
+            for shard in todo:
+                rows = parts[shard.split]
+                writer.add(shard.name, *columns_of(model, site, rows, shard, batch_rows, max_norm_ratio, advance))
+    else:
+        make(todo, record, progress)
     meta = {
         "header": header,
         "site": site.name,
@@ -83,6 +109,14 @@ def harvest(
     write_json(folder / "meta.json", meta)
     partial_path.unlink(missing_ok=True)
     return meta
+
+
+def _shards(packed: Packed, batch_rows: int) -> Iterator[Shard]:
+    per_shard = -(-SHARD_ROWS // batch_rows) * batch_rows
+    for split, part in _splits(packed):
+        for number, start in enumerate(range(0, len(part.tokens), per_shard)):
+            stop = min(start + per_shard, len(part.tokens))
+            yield Shard(f"{split}-{number:05d}.safetensors", split, start, stop)
 
 
 def _splits(packed: Packed) -> tuple[tuple[str, Rows], ...]:
@@ -109,17 +143,20 @@ def columns_width(path: Path) -> int:
         return file.get_slice("x").get_shape()[1]
 
 
-def _shard(
+def columns_of(
     model: Model,
     site: Site,
     part: Rows,
-    rows: slice,
+    shard: Shard,
     batch_rows: int,
-    max_norm_ratio: float,
-    what: str,
-    progress: Progress,
+    max_norm_ratio: float = 0.0,
+    progress: Progress = lambda _tokens: None,
 ) -> tuple[dict[str, Tensor], int]:
-    """Run the forward passes of one shard and return its columns and the number of outliers left out."""
+    """Run the forward passes of a shard of `part`; return its columns and the number of outliers left out.
+
+    Raises UserError for NaN or infinite activations.
+    """
+    rows = slice(shard.start, shard.stop)
     kept = part.keep[rows]
     columns = {key: torch.from_numpy(getattr(part, field)[rows][kept]) for key, field in _COLUMNS.items()}
     columns["place"] = torch.from_numpy(np.flatnonzero(kept) + rows.start * kept.shape[1])
@@ -132,9 +169,9 @@ def _shard(
         to = slice(done, done + len(x))
         if (bad := first_not_finite(x)) is not None:
             raise UserError(
-                f"{site.name}: the model gives NaN or infinite activations ({what} {here.start} to {here.stop - 1}, "
-                f"document {int(columns['doc'][to][bad])}, position {int(columns['pos'][to][bad])}); try model.dtype = "
-                '"float32", or check the weights'
+                f"{site.name}: the model gives NaN or infinite activations ({shard.split} rows {here.start} to "
+                f"{here.stop - 1}, document {int(columns['doc'][to][bad])}, position {int(columns['pos'][to][bad])}); "
+                'try model.dtype = "float32", or check the weights'
             )
         if "x" not in columns:
             columns["x"] = torch.empty(len(small), x.shape[1], dtype=x.dtype)
@@ -157,14 +194,17 @@ def first_not_finite(x: Tensor) -> int | None:
     return int((~torch.isfinite(x).all(dim=1)).nonzero()[0])
 
 
+def write_shard(folder: Path, name: str, columns: dict[str, Tensor], outliers: int) -> dict[str, Any]:
+    """Write a shard, and return what is kept of it in meta.json."""
+    digest = write_bytes(folder / name, save(columns))
+    return {"sha256": digest, "rows": len(columns["x"]), "outliers": outliers}
+
+
 class _ShardWriter:
-    """Writes one shard at a time in a thread of its own while the caller computes the next one.
+    """Writes one shard at a time in a thread of its own while the caller computes the next one, and records it."""
 
-    partial: partial.json's content; it is written after each shard, so that it never names one that is not whole.
-    """
-
-    def __init__(self, folder: Path, partial: dict[str, Any]) -> None:
-        self.folder, self.partial = folder, partial
+    def __init__(self, folder: Path, record: Record) -> None:
+        self.folder, self.record = folder, record
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="shard-writer")
         self.last: Future[None] | None = None
 
@@ -189,9 +229,7 @@ class _ShardWriter:
         self.last = self.thread.submit(self._write, name, columns, outliers)
 
     def _write(self, name: str, columns: dict[str, Tensor], outliers: int) -> None:
-        digest = write_bytes(self.folder / name, save(columns))
-        self.partial["shards"][name] = {"sha256": digest, "rows": len(columns["x"]), "outliers": outliers}
-        write_json(self.folder / "partial.json", self.partial)
+        self.record(name, write_shard(self.folder, name, columns, outliers))
 
 
 def within_norm(x: Tensor, max_norm_ratio: float) -> Tensor:

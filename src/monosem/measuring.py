@@ -43,19 +43,24 @@ def measure_runs(work: Work, infos: list[RunInfo], shared: dict[str, Any]) -> in
     """Measure the runs whose sums or codes are missing or out of date, all on the same tokens, and write the held-out
     text if need be; return how many runs there were. Codes that are missing alone don't cost another splice.
     """
-    headers = {info.name: {**shared, "sae": info.sae} for info in infos}
-    whole = read_header(heldout_path(work.folder)) == shared  # the sums of the SAEs belong to these
-    folder, codes = work.folder, codes_inputs(shared)
-    no_sums = {i.name for i in infos if not whole or read_header(sums_path(folder, i.name)) != headers[i.name]}
-    no_codes: set[str] = set()
-    if work.study.file.measure.codes:
-        no_codes = {i.name for i in infos if codes_header(folder, i.name) != {**codes, "sae": i.sae}}
-        if passages_header(folder) != {**codes, "version": PASSAGES_VERSION}:
-            _write_passages(work, {**codes, "version": PASSAGES_VERSION})
+    no_sums, no_codes = unmeasured(work, infos, shared)
+    passages = {**codes_inputs(shared), "version": PASSAGES_VERSION}
+    if work.study.file.measure.codes and passages_header(work.folder) != passages:
+        _write_passages(work, passages)
     todo = [info for info in infos if info.name in no_sums | no_codes]
     if todo:
-        _measure(work, todo, no_sums, no_codes, headers, shared)
+        _measure(work, todo, no_sums, no_codes, shared)
     return len(todo)
+
+
+def unmeasured(work: Work, infos: list[RunInfo], shared: dict[str, Any]) -> tuple[set[str], set[str]]:
+    """Return the names of the runs that lack sums, and of those that lack codes."""
+    folder, codes = work.folder, codes_inputs(shared)
+    whole = read_header(heldout_path(folder)) == shared  # the sums of the SAEs belong to these
+    no_sums = {i.name for i in infos if not whole or read_header(sums_path(folder, i.name)) != {**shared, "sae": i.sae}}
+    if not work.study.file.measure.codes:
+        return no_sums, set()
+    return no_sums, {i.name for i in infos if codes_header(folder, i.name) != {**codes, "sae": i.sae}}
 
 
 def codes_inputs(shared: dict[str, Any]) -> dict[str, Any]:
@@ -69,7 +74,6 @@ def _measure(
     todo: list[RunInfo],
     no_sums: set[str],
     no_codes: set[str],
-    headers: dict[str, Any],
     shared: dict[str, Any],
 ) -> None:
     store = open_activations(work.activations, "eval")
@@ -100,8 +104,8 @@ def _measure(
         ce = downstream(model, site, [saes[i] for i in measured], splice, mean, groups, rows, bar.add)
     write_heldout(work.folder, data, shared)
     for number, ce_of_run in zip(measured, ce, strict=True):
-        name = todo[number].name
-        write_sums(work.folder, name, sums[number], ce_of_run, headers[name])
+        info = todo[number]
+        write_sums(work.folder, info.name, sums[number], ce_of_run, {**shared, "sae": info.sae})
 
 
 def _writer(work: Work, info: RunInfo, shared: dict[str, Any], writers: int) -> FiringsWriter:

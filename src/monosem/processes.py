@@ -88,6 +88,9 @@ def joined() -> Iterator[World]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World()
         return
+    if dist.is_initialized():  # by Ray Train, which also ends it
+        yield World(dist.get_rank(), dist.get_world_size())
+        return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     store, rank, size = next(rendezvous("env://", timeout=PATIENCE))

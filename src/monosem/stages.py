@@ -7,21 +7,24 @@ on disk equals the one it would write) is reused; one that was cut short goes on
 from __future__ import annotations
 
 import fnmatch
+import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from monosem.catalogue import find_study
 from monosem.config import Study, load_study, make_study, parse_setting
 from monosem.embedded import CORPUS_VERSION
+from monosem.engine import Engine, kernels_of
 from monosem.environment import describe
-from monosem.evals import Inputs, evaluation_names, make_evaluation
-from monosem.evaluate import evaluate, incomplete, last_settings, load_results
+from monosem.evals import evaluation_names, make_evaluation
+from monosem.evaluate import incomplete, last_settings, load_results
 from monosem.harvest import HARVEST_VERSION, harvest
-from monosem.kernels.settings import configure, reference_kernels
-from monosem.measuring import measure_inputs, measure_runs
+from monosem.measuring import measure_inputs
 from monosem.model import model_identity
 from monosem.processes import joined
 from monosem.progress import Ticker
@@ -31,9 +34,9 @@ from monosem.store import read_json, study_lock, write_json, write_text
 from monosem.summary import build_summary
 from monosem.text import pack
 from monosem.tracking import check_tracker, publish
-from monosem.training import join_training, load_runs, train_runs
+from monosem.training import join_training, load_runs
 from monosem.types import UserError
-from monosem.work import Work, run_infos
+from monosem.work import Work
 
 STAGES = ("harvest", "train", "measure", "report")
 EVALS = ("frontier", "density", "logits", "dense", "training")
@@ -46,12 +49,16 @@ def compare(
     only: str | None = None,
     say: Callable[[str], object] = lambda _line: None,
     ticker: Ticker | None = None,
+    engine: str = "local",
+    processes: int = 0,
 ) -> Path:
     """Run the stages of a study (or `only` one of STAGES) and return the report's path.
 
     study: a Study, the content of a study file as a dict, or as on the command line: a study file, a study folder, the
     name of a study that comes along. out: the study folder, by default runs/<study name>. say: called with one line a
     stage; ticker: opens progress bars. Processes that were launched together (torchrun) train together.
+    engine: `local`, or `ray` or an address of a Ray cluster; processes: how many train there, 0 for as many as there
+    is room for.
     Raises UserError for anything that the user can mend; finished work stays.
     """
     found: Path | None = None
@@ -63,29 +70,57 @@ def compare(
     folder = Path(out) if out else found or Path("runs") / study.file.name
     if only not in ("harvest", "report"):
         check_tracker(study.file.train.track)
-    compute = study.file.compute
-    configure(threads=compute.threads, chunk=compute.chunk, first_look=compute.first_look)
-    with joined() as world, reference_kernels(compute.reference):
+    if engine.startswith("ray://"):
+        job = partial(compare, study, folder.resolve(), only=only, engine="ray", processes=processes)
+        return _cluster().led(engine, job, say, ticker or Ticker())
+    with joined() as world, kernels_of(study):
         if world.rank > 0:
-            join_training(Work(study, folder, world=world))
+            join_training(Work(study, folder, world=world), world.announced())
         else:
-            _run_stages(Work(study, folder, say, ticker or Ticker(), world=world), (only,) if only else STAGES)
+            work = Work(study, folder, say, ticker or Ticker(), world=world)
+            with opened(engine, processes) as does:
+                _run_stages(work, (only,) if only else STAGES, does)
     return folder / "report.html"
 
 
-def _run_stages(work: Work, names: tuple[str, ...]) -> None:
+@contextmanager
+def opened(engine: str, processes: int = 0) -> Iterator[Engine]:
+    """Open an engine by its name, `local` or `ray`.
+
+    Raises UserError for another name, when Ray isn't installed, or when there is no such cluster.
+    """
+    if engine == "local":
+        yield Engine()
+    elif engine == "ray":
+        cluster = _cluster()
+        with cluster.connected():
+            yield cluster.RayEngine(processes)
+    else:
+        raise UserError(f'--engine "{engine}": there is local, ray, or ray://HOST:PORT')
+
+
+def _cluster() -> Any:
+    try:
+        return importlib.import_module("monosem.cluster")
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("ray"):
+            raise
+        raise UserError("--engine ray: needs Ray; install it with pip install 'monosem[ray]'") from error
+
+
+def _run_stages(work: Work, names: tuple[str, ...], engine: Engine) -> None:
     folder, study = work.folder, work.study
     with study_lock(folder):
         work.stages = read_json(folder / "stages.json") if (folder / "stages.json").exists() else {}
         if not (folder / "study.toml").exists():  # an earlier one stays until a stage has succeeded with this study
             write_text(folder / "study.toml", study.toml())
         for name in names:
-            _run_stage(work, name)
+            _run_stage(work, name, engine)
 
 
-def _run_stage(work: Work, name: str) -> None:
+def _run_stage(work: Work, name: str, engine: Engine) -> None:
     began = time.perf_counter()
-    note = _STAGE[name](work)
+    note = _STAGE[name](work, engine)
     seconds = time.perf_counter() - began
     known = work.stages.get(name, {})
     if note is None:
@@ -108,22 +143,27 @@ def run_evaluation(
     *,
     dry_run: bool = False,
     ticker: Ticker | None = None,
+    engine: str = "local",
 ) -> list[str]:
     """Run the evaluation `name` (or `all`) over the runs whose name matches `runs`; return what to say, in lines.
 
-    Without settings those hold with which an evaluation was last run. dry_run: only say what it would cost.
+    Without settings those hold with which an evaluation was last run. dry_run: only say what it would cost. engine: as
+    for `compare`.
 
     Raises UserError for an unknown evaluation or setting, or when no run matches.
     """
+    if engine.startswith("ray://") and not dry_run:
+        job = partial(_evaluated_by_lead, study, folder.resolve(), name, runs, settings)
+        return _cluster().led(engine, job, print, ticker or Ticker())
     values = dict(parse_setting(text, "key=value") for text in settings or [])
-    with study_lock(folder):
-        work = Work(study, folder)
-        infos = run_infos(work)
-        if not fnmatch.filter([info.name for info in infos], runs):
+    with study_lock(folder), opened("local" if dry_run else engine) as does:
+        work = Work(study, folder, ticker=ticker or Ticker())
+        infos = work.infos()
+        wanted = [info for info in infos if fnmatch.fnmatch(info.name, runs)]
+        if not wanted:
             known = ", ".join(info.name for info in infos)
             raise UserError(f'--runs "{runs}": no run of this study matches; runs are {known}')
-        file = study.file
-        inputs = Inputs(folder, infos, file.measure.bootstrap, file.model.site, work.get_model, ticker or Ticker())
+        inputs = work.inputs(infos)
         shared = measure_inputs(study, read_json(work.activations / "meta.json"))
         lines = []
         for one in evaluation_names() if name == "all" else [name]:
@@ -131,12 +171,17 @@ def run_evaluation(
             if not values:
                 evaluation = make_evaluation(one, last_settings(evaluation, one, inputs))
             if dry_run:
-                wanted = [info for info in infos if fnmatch.fnmatch(info.name, runs)]
                 return evaluation.estimate(replace(inputs, runs=wanted))
-            done, reused = evaluate(evaluation, one, inputs, shared, runs)
+            done = does.judge(work, evaluation, one, inputs, shared, [info.name for info in wanted])
             lines += [f"{run}: incomplete, {why}; repeat this to go on" for run, why in incomplete(inputs, one).items()]
-            lines.append(f"{one}: {done} runs judged, {reused} reused, {folder / 'results'}/<run>/{one}/result.json")
+            lines.append(
+                f"{one}: {done} runs judged, {len(wanted) - done} reused, {folder / 'results'}/<run>/{one}/result.json"
+            )
     return lines
+
+
+def _evaluated_by_lead(*arguments: Any, say: Callable[[str], object], ticker: Ticker) -> list[str]:
+    return run_evaluation(*arguments, ticker=ticker, engine="ray")
 
 
 def harvest_header(study: Study) -> dict[str, Any]:
@@ -159,7 +204,7 @@ def text_identity(source: str) -> Any:
     return [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in source_files(source)]
 
 
-def _harvest(work: Work) -> str | None:
+def _harvest(work: Work, engine: Engine) -> str | None:
     header = harvest_header(work.study)
     meta_path = work.activations / "meta.json"
     if meta_path.exists() and read_json(meta_path)["header"] == header:
@@ -191,6 +236,7 @@ def _harvest(work: Work) -> str | None:
             batch_rows=file.model.batch_rows,
             max_norm_ratio=t.max_norm_ratio,
             progress=bar.add,
+            make=engine.shards(work),
         )
     train_split, eval_split = meta["splits"]["train"], meta["splits"]["eval"]
     return ("resumed, " if resumed else "") + (
@@ -211,25 +257,25 @@ def _harvested(work: Work) -> dict[str, Any]:
     return meta
 
 
-def _train(work: Work) -> str | None:
+def _train(work: Work, engine: Engine) -> str | None:
     meta = _harvested(work)
-    notes = [note for note in (train_runs(work, meta), load_runs(work, meta)) if note]
+    notes = [note for note in (engine.train(work, meta), load_runs(work, meta)) if note]
     return "; ".join(notes) or None
 
 
-def _measure(work: Work) -> str | None:
+def _measure(work: Work, engine: Engine) -> str | None:
     meta = _harvested(work)
-    infos = run_infos(work)
+    infos = work.infos()
     shared = measure_inputs(work.study, meta)
-    todo = measure_runs(work, infos, shared)
+    todo = engine.measure(work, infos, shared)
     file = work.study.file
-    inputs = Inputs(work.folder, infos, file.measure.bootstrap, file.model.site, work.get_model)
+    inputs = replace(work.inputs(infos), ticker=Ticker())
     judged = 0
     for name in EVALS:
         evaluation = make_evaluation(name)
         if "codes" not in evaluation.needs or file.measure.codes:
             evaluation = make_evaluation(name, last_settings(evaluation, name, inputs))
-            judged += evaluate(evaluation, name, inputs, shared)[0]
+            judged += engine.judge(work, evaluation, name, inputs, shared)
     if file.train.track:
         results = [*load_results(inputs, "frontier"), *load_results(inputs, "density")]
         publish(file.train.track, file.name, work.folder, results, work.say)
@@ -238,9 +284,9 @@ def _measure(work: Work) -> str | None:
     return f"{todo} runs on {meta['splits']['eval']['tokens']:,} held-out tokens"
 
 
-def _report(work: Work) -> str | None:
+def _report(work: Work, _engine: Engine) -> str | None:
     summary_path = work.folder / "summary.json"
-    infos = run_infos(work)
+    infos = work.infos()
     summary = build_summary(work.study, work.folder, infos, work.stages)
     if summary_path.exists() and (work.folder / "report.html").exists():
         before = read_json(summary_path)
@@ -251,7 +297,7 @@ def _report(work: Work) -> str | None:
     return f"{work.folder / 'report.html'}"
 
 
-_STAGE: dict[str, Callable[[Work], str | None]] = {
+_STAGE: dict[str, Callable[[Work, Engine], str | None]] = {
     "harvest": _harvest,
     "train": _train,
     "measure": _measure,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,15 @@ def _load_key(work: Work, spec: LoadSpec, where: Where) -> str:
         return ours["train_key"]
 
 
-def train_runs(work: Work, meta: dict[str, Any]) -> str | None:
-    """Train the study's runs that are missing or out of date; return what was done, in words, None for nothing."""
+Together = Callable[[Work, Plan, list[RunSpec]], int]
+
+
+def train_runs(work: Work, meta: dict[str, Any], together: Together | None = None) -> str | None:
+    """Train the study's runs that are missing or out of date; return what was done, in words, None for nothing.
+
+    together: trains runs in processes elsewhere and returns how many there were; by default they are trained here, in
+    the processes that were launched with this one.
+    """
     if not work.study.runs:
         return None
     plan, specs = plan_of(work.study, meta)
@@ -101,27 +109,32 @@ def train_runs(work: Work, meta: dict[str, Any]) -> str | None:
     for spec in todo:
         spec.variant.check(meta["d_in"], spec.d_sae)
     began = any((work.sae_folder(spec.name) / "checkpoint").is_dir() for spec in todo)
-    work.world.announce([spec.name for spec in todo])
-    tokens = _train_together(work, plan, todo)
+    processes = (together or _train_here)(work, plan, todo)
+    tokens = meta["splits"]["train"]["tokens"]
     kept = len(specs) - len(todo)
     return ("resumed, " if began else "") + (
         f"{len(todo)} runs, {plan.steps:,} steps of {plan.batch_size:,} tokens, "
         f"{plan.steps * plan.batch_size / tokens:.2f} passes"
         + (f"; {kept} runs reused" if kept else "")
-        + (f"; {work.world.size} processes" if work.world.size > 1 else "")
+        + (f"; {processes} processes" if processes > 1 else "")
     )
 
 
-def join_training(work: Work) -> None:
-    """Take part, as one of several processes, in the training that the first one announces."""
-    names = work.world.announced()
+def _train_here(work: Work, plan: Plan, todo: list[RunSpec]) -> int:
+    work.world.announce([spec.name for spec in todo])
+    _train_together(work, plan, todo)
+    return work.world.size
+
+
+def join_training(work: Work, names: list[str]) -> None:
+    """Take part, as one of several processes that all call this, in training the runs with these names."""
     if names:
         plan, specs = plan_of(work.study, read_json(work.activations / "meta.json"))
         _train_together(work, plan, [spec for spec in specs if spec.name in names])
 
 
-def _train_together(work: Work, plan: Plan, todo: list[RunSpec]) -> int:
-    """Train those of the runs that are this process's; return how many tokens there are. Ends when all are trained."""
+def _train_together(work: Work, plan: Plan, todo: list[RunSpec]) -> None:
+    """Train those of the runs that are this process's. Ends when all are trained."""
     store = open_activations(work.activations, "train")
     file, world = work.study.file, work.world
     device = resolve_device(file.model.device)
@@ -147,7 +160,6 @@ def _train_together(work: Work, plan: Plan, todo: list[RunSpec]) -> int:
         finally:
             torch.set_num_threads(threads)
         world.everyone.agree(failure)
-    return store.n
 
 
 def _trained(folder: Path, key: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from monosem.config import Study
-from monosem.evals import RunInfo
+from monosem.evals import Inputs, RunInfo
 from monosem.model import Model, load_model
 from monosem.processes import World
 from monosem.progress import Ticker
@@ -35,6 +35,19 @@ class Work:
             self.model = load_model(m.name, dtype=m.dtype, device=m.device, revision=m.revision)
         return self.model
 
+    def infos(self) -> list[RunInfo]:
+        """Return what is known of the study's runs, trained and then loaded ones; the variant of the latter is their
+        family's name. Raises UserError naming one that is not trained or loaded yet.
+        """
+        runs = [(run.name, run.variant_name, run.seed) for run in self.study.runs]
+        loads = [(load.name, load.family, 0) for load in self.study.loads]
+        return [_info(self, *run) for run in (*runs, *loads)]
+
+    def inputs(self, runs: list[RunInfo]) -> Inputs:
+        """Return what evaluations of these runs get."""
+        file = self.study.file
+        return Inputs(self.folder, runs, file.measure.bootstrap, file.model.site, self.get_model, self.ticker)
+
     @property
     def activations(self) -> Path:
         """Where activations lie."""
@@ -43,15 +56,6 @@ class Work:
     def sae_folder(self, run: str) -> Path:
         """Where a run's SAE lies."""
         return self.folder / "saes" / run
-
-
-def run_infos(work: Work) -> list[RunInfo]:
-    """Return what is known of the study's runs, trained and then loaded ones; the variant of the latter is their
-    family's name. Raises UserError naming one that is not trained or loaded yet.
-    """
-    runs = [(run.name, run.variant_name, run.seed) for run in work.study.runs]
-    loads = [(load.name, load.family, 0) for load in work.study.loads]
-    return [_info(work, *run) for run in (*runs, *loads)]
 
 
 def _info(work: Work, name: str, variant: str, seed: int) -> RunInfo:

@@ -28,7 +28,14 @@ Set = Annotated[
 
 Nproc = Annotated[
     int,
-    typer.Option("--nproc", help="How many processes train; one that dies is replaced (torchrun's launcher).", min=1),
+    typer.Option(
+        "--nproc",
+        help="How many processes train; one that dies is replaced. 0: one, or what a cluster has room for.",
+        min=0,
+    ),
+]
+EngineName = Annotated[
+    str, typer.Option("--engine", help="Where the work is done: local, ray or ray://HOST:PORT (a Ray cluster).")
 ]
 
 
@@ -38,32 +45,42 @@ def compare(
     out: Out = None,
     settings: Set = None,
     reference: Reference = False,
-    nproc: Nproc = 1,
+    nproc: Nproc = 0,
+    engine: EngineName = "local",
 ) -> None:
     """Run every stage of a study and write its report; finished stages are skipped."""
     settings = _with_reference(settings, reference)
-    if not _launched("compare", nproc, study, out, settings):
-        _run(study, out, settings, None)
+    if engine != "local" or not _launched("compare", nproc, study, out, settings):
+        _run(study, out, settings, None, engine, nproc)
 
 
 @app.command()
-def harvest(study: Target, out: Out = None, settings: Set = None) -> None:
+def harvest(study: Target, out: Out = None, settings: Set = None, engine: EngineName = "local") -> None:
     """Read the model's activations on the study's text."""
-    _run(study, out, settings, "harvest")
+    _run(study, out, settings, "harvest", engine)
 
 
 @app.command()
-def train(study: Target, out: Out = None, settings: Set = None, reference: Reference = False, nproc: Nproc = 1) -> None:
+def train(
+    study: Target,
+    out: Out = None,
+    settings: Set = None,
+    reference: Reference = False,
+    nproc: Nproc = 0,
+    engine: EngineName = "local",
+) -> None:
     """Train the study's SAEs on the harvested activations."""
     settings = _with_reference(settings, reference)
-    if not _launched("train", nproc, study, out, settings):
-        _run(study, out, settings, "train")
+    if engine != "local" or not _launched("train", nproc, study, out, settings):
+        _run(study, out, settings, "train", engine, nproc)
 
 
 @app.command()
-def measure(study: Target, out: Out = None, settings: Set = None, reference: Reference = False) -> None:
+def measure(
+    study: Target, out: Out = None, settings: Set = None, reference: Reference = False, engine: EngineName = "local"
+) -> None:
     """Measure every SAE on the same held-out tokens."""
-    _run(study, out, _with_reference(settings, reference), "measure")
+    _run(study, out, _with_reference(settings, reference), "measure", engine)
 
 
 @app.command()
@@ -89,6 +106,7 @@ def evaluate(
         str | None, typer.Option(metavar="SPEC", help="autointerp: the same; without it the explainer.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="autointerp: only say what it would cost.")] = False,
+    engine: EngineName = "local",
 ) -> None:
     """Run one evaluation over a study's SAEs."""
     from rich.console import Console
@@ -101,7 +119,8 @@ def evaluate(
     values = [*(settings or []), *(f"{key}={value}" for key, value in named.items() if value is not None)]
     ticker = TerminalTicker(Console(stderr=True))
     try:
-        for line in run_evaluation(loaded, folder, name, runs, values, dry_run=dry_run, ticker=ticker):
+        lines = run_evaluation(loaded, folder, name, runs, values, dry_run=dry_run, ticker=ticker, engine=engine)
+        for line in lines:
             typer.echo(line)
     except KeyboardInterrupt:
         typer.echo("stopped; the same command goes on after the runs that are finished, and asks for no answer twice")
@@ -178,7 +197,14 @@ def _load(target: str, out: Path | None, settings: list[str] | None) -> tuple[An
     return study, out or folder or Path("runs") / study.file.name
 
 
-def _run(target: str, out: Path | None, settings: list[str] | None, only: str | None) -> None:
+def _run(
+    target: str,
+    out: Path | None,
+    settings: list[str] | None,
+    only: str | None,
+    engine: str = "local",
+    processes: int = 0,
+) -> None:
     from rich.console import Console
 
     from monosem.progress import TerminalTicker
@@ -187,7 +213,7 @@ def _run(target: str, out: Path | None, settings: list[str] | None, only: str | 
     study, folder = _load(target, out, settings)
     ticker = TerminalTicker(Console(stderr=True))
     try:
-        path = run_stages(study, folder, only=only, say=typer.echo, ticker=ticker)
+        path = run_stages(study, folder, only=only, say=typer.echo, ticker=ticker, engine=engine, processes=processes)
     except KeyboardInterrupt:
         if leads():
             typer.echo("stopped; the same command goes on from the last finished shard or checkpoint")
@@ -198,7 +224,7 @@ def _run(target: str, out: Path | None, settings: list[str] | None, only: str | 
 
 def _launched(command: str, processes: int, study: str, out: Path | None, settings: list[str] | None) -> bool:
     """Run a command in several processes and end with their exit code; return False for a single one."""
-    if processes == 1:
+    if processes <= 1:
         return False
     from monosem.cli import run_arguments
     from monosem.processes import launch

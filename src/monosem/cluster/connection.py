@@ -1,0 +1,54 @@
+"""The connection of this process to a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+import ray.data
+from ray.exceptions import RayError
+
+from monosem.types import UserError
+
+
+@contextlib.contextmanager
+def connected(address: str = "") -> Iterator[None]:
+    """Connect to a Ray cluster for as long as the context lasts; a process of a cluster is connected already.
+
+    address: `ray://HOST:PORT` of a Ray Client server, HOST:PORT of a head node, or empty for the one that RAY_ADDRESS
+    names or that runs on this machine; if there is none, one is started here, which listens on loopback only.
+    Raises UserError when there is no cluster.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = address or os.environ.get("RAY_ADDRESS", "")
+    try:
+        try:
+            ray.init(address or "auto", **quiet)
+        except ConnectionError:
+            if address:
+                raise
+            ray.init("local", _node_ip_address="127.0.0.1", **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"--engine ray: no Ray cluster at {address or 'this machine'} ({reason}); see `ray status`"
+        ) from (error)
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    try:
+        yield
+    except RayError as error:
+        reason = str(error).strip().rpartition("\n")[2]
+        raise UserError(f"--engine ray: {reason}; what was finished is kept, and the same command goes on") from error
+    finally:
+        ray.shutdown()

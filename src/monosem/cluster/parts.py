@@ -1,0 +1,111 @@
+"""What other processes of a cluster do: make shards, train, measure, judge. Each says what users can mend.
+
+Exceptions would come back wrapped, and would be taken for lost processes, whose work is done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from monosem.activations import load_tokens
+from monosem.cluster.meter import FarTicker
+from monosem.config import Study
+from monosem.engine import kernels_of
+from monosem.evals import Evaluation
+from monosem.evaluate import evaluate
+from monosem.harvest import Shard, columns_of, write_shard
+from monosem.measuring import measure_runs
+from monosem.processes import joined
+from monosem.store import read_json
+from monosem.text import Rows
+from monosem.training import join_training
+from monosem.types import UserError
+from monosem.work import Work
+
+
+@dataclass(frozen=True)
+class Place:
+    """A study, where its folder lies and what relative paths in it start from, as sent to another process."""
+
+    study: Study
+    folder: str
+    start: str
+
+    @contextlib.contextmanager
+    def work(self) -> Iterator[Work]:
+        """Work on the study in this process."""
+        moved = contextlib.chdir(self.start) if Path(self.start).is_dir() else contextlib.nullcontext()
+        with moved, kernels_of(self.study):
+            yield Work(self.study, Path(self.folder))
+
+
+def place_of(work: Work) -> Place:
+    """Return what another process needs to go on with this work."""
+    return Place(work.study, str(work.folder.resolve()), os.getcwd())
+
+
+class Harvester:
+    """Makes shards, one after another, with one language model."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.rows: dict[str, Rows] = {}
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        shard = Shard(**row)
+        try:
+            return {"name": shard.name, "error": "", **self._made(shard)}
+        except UserError as error:
+            return {"name": shard.name, "error": str(error), "sha256": "", "rows": 0, "outliers": 0}
+
+    def _made(self, shard: Shard) -> dict[str, Any]:
+        with self.place.work() as work:
+            file = work.study.file
+            if not self.rows:
+                self.model = work.get_model()
+                digest = read_json(work.activations / "partial.json")["tokens"]
+                for split in ("eval", "train"):
+                    columns = load_tokens(work.activations, split, digest)
+                    self.rows[split] = Rows(**{name: column.numpy() for name, column in columns.items()})
+            site, limit = self.model.site(file.model.site), file.text.max_norm_ratio
+            columns, outliers = columns_of(
+                self.model, site, self.rows[shard.split], shard, file.model.batch_rows, limit
+            )
+            return write_shard(work.activations, shard.name, columns, outliers)
+
+
+def train_part(config: dict[str, Any]) -> str:
+    """Train as one of the processes of a TorchTrainer; return what the user can mend, if anything."""
+    try:
+        with config["work"].work() as work, joined() as world:
+            if world.rank == 0:
+                work.ticker = FarTicker(config["meter"])
+            join_training(replace(work, world=world), config["names"])
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def measure_part(place: Place, names: list[str], shared: dict[str, Any]) -> str:
+    """Measure some runs; return what the user can mend, if anything."""
+    try:
+        with place.work() as work:
+            measure_runs(work, [info for info in work.infos() if info.name in names], shared)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def judge_part(place: Place, names: list[str], evaluation: Evaluation, name: str, shared: dict[str, Any]) -> str:
+    """Run an evaluation over some runs; return what the user can mend, if anything."""
+    try:
+        with place.work() as work:
+            evaluate(evaluation, name, work.inputs(work.infos()), shared, names)
+    except UserError as error:
+        return str(error)
+    return ""
