@@ -133,7 +133,7 @@ class RayEngine(Engine):
         if not infos:
             return
         room, names = self._slots(work), [info.name for info in infos]
-        task = ray.remote(part).options(num_cpus=room.cpus, num_gpus=room.gpus, max_retries=RESTARTS)
+        task: Any = ray.remote(part).options(num_cpus=room.cpus, num_gpus=room.gpus, max_retries=RESTARTS)
         chunks = [chunk for start in range(room.count) if (chunk := names[start :: room.count])]
         waiting = {task.remote(place_of(work), chunk, *arguments): len(chunk) for chunk in chunks}
         with work.ticker.bar(what, len(names), "runs") as bar:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 import ray
 import ray.data
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from monosem.types import UserError
 
@@ -31,22 +32,27 @@ def connected(address: str = "") -> Iterator[None]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = address or os.environ.get("RAY_ADDRESS", "")
     try:
+        if ":" in address:  # Ray itself would try for minutes
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         try:
             ray.init(address or "auto", **quiet)
         except ConnectionError:
             if address:
                 raise
             ray.init("local", _node_ip_address="127.0.0.1", **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"--engine ray: no Ray cluster at {address or 'this machine'} ({reason}); see `ray status`"
-        ) from (error)
+        ) from error
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         yield
+    except RayTaskError:
+        raise  # a mistake of ours, with its traceback
     except RayError as error:
         reason = str(error).strip().rpartition("\n")[2]
         raise UserError(f"--engine ray: {reason}; what was finished is kept, and the same command goes on") from error

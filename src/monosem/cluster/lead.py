@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ import ray
 
 from monosem.cluster.connection import connected
 from monosem.cluster.meter import FarTicker, Say, followed, start_meter
+from monosem.cluster.parts import moved
 from monosem.processes import RESTARTS
 from monosem.progress import Ticker
 from monosem.types import UserError
@@ -22,17 +24,18 @@ def led(address: str, job: Callable[..., Any], say: Say, ticker: Ticker) -> Any:
     """
     with connected(address):
         meter = start_meter()
-        task = ray.remote(_lead).options(num_cpus=0, max_retries=RESTARTS)
+        task: Any = ray.remote(_lead).options(num_cpus=0, max_retries=RESTARTS)
         with followed(meter, say, ticker):
-            result = ray.get(task.remote(job, meter))
+            result = ray.get(task.remote(job, meter, os.getcwd()))
     if isinstance(result, UserError):
         raise result
     return result
 
 
-def _lead(job: Callable[..., Any], meter: Any) -> Any:
+def _lead(job: Callable[..., Any], meter: Any, start: str) -> Any:
     try:
-        return job(say=partial(_tell, meter), ticker=FarTicker(meter))
+        with moved(start):
+            return job(say=partial(_tell, meter), ticker=FarTicker(meter))
     except UserError as error:
         return error
 

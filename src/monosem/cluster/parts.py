@@ -28,6 +28,11 @@ from monosem.types import UserError
 from monosem.work import Work
 
 
+def moved(start: str) -> contextlib.AbstractContextManager[None]:
+    """Have relative paths start from a folder, where this machine has it."""
+    return contextlib.chdir(start) if Path(start).is_dir() else contextlib.nullcontext()
+
+
 @dataclass(frozen=True)
 class Place:
     """A study, where its folder lies and what relative paths in it start from, as sent to another process."""
@@ -39,8 +44,7 @@ class Place:
     @contextlib.contextmanager
     def work(self) -> Iterator[Work]:
         """Work on the study in this process."""
-        moved = contextlib.chdir(self.start) if Path(self.start).is_dir() else contextlib.nullcontext()
-        with moved, kernels_of(self.study):
+        with moved(self.start), kernels_of(self.study):
             yield Work(self.study, Path(self.folder))
 
 

@@ -1,0 +1,300 @@
+"""The Ray engine on a real cluster of two nodes on loopback: the same results, lost processes, bad input."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from monosem.progress import Bar, Ticker
+from monosem.store import file_hash, read_json
+from monosem.types import UserError
+from tests.conftest import make_documents, study_of
+from tests.test_story import ENVIRONMENT, command, run, run_alone, write_study
+
+pytest.importorskip("ray")
+
+from monosem.cluster.meter import FarTicker, Meter, _Drawing
+from monosem.cluster.slots import Slots, slots
+
+RUNS: list[dict[str, Any]] = [{"variant": "standard", "l1_coefficient": 0.5}, {"variant": "topk", "k": [4, 8]}]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wanted", "gpu", "found"),
+    [
+        ([{"CPU": 4}, {"CPU": 8}], 0, False, Slots(2, 4)),  # one on each node
+        ([{"CPU": 4}, {"CPU": 8}], 3, False, Slots(3, 4)),
+        ([{"CPU": 4}, {"CPU": 8}], 5, False, Slots(5, 2)),  # 3 on one node wouldn't leave room
+        ([{"CPU": 4}, {"CPU": 8}, {"CPU": 0}], 12, False, Slots(12, 1)),
+        ([{"CPU": 32, "GPU": 4}, {"CPU": 64, "GPU": 8}, {"CPU": 8}], 0, True, Slots(12, 8, 1)),
+        ([{"CPU": 2, "GPU": 4}], 2, True, Slots(2, 0, 1)),
+    ],
+)
+def test_processes_get_what_leaves_room_for_all(
+    nodes: list[dict[str, float]], wanted: int, gpu: bool, found: Slots
+) -> None:
+    assert slots(nodes, wanted, gpu=gpu) == found
+
+
+@pytest.mark.parametrize(("gpu", "words"), [(False, "has 3 cores"), (True, "has 1 GPUs")])
+def test_no_room_is_said(gpu: bool, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        slots([{"CPU": 3, "GPU": 1}], 4, gpu=gpu)
+
+
+def test_progress_of_another_process_is_drawn_here() -> None:
+    drawn: list[Any] = []
+
+    class Noting(Bar):
+        def to(self, amount: int) -> None:
+            drawn.append(amount)
+
+        def table(self, rows: dict[str, dict[str, float]]) -> None:
+            drawn.append(rows)
+
+    class NotingTicker(Ticker):
+        @contextlib.contextmanager
+        def bar(self, what: str, total: int, unit: str) -> Iterator[Bar]:
+            drawn.append((what, total, unit))
+            yield Noting()
+            drawn.append("closed")
+
+    meter, drawing = Meter(), _Drawing(drawn.append, NotingTicker())
+    meter.tell(("say", "begun"), ("bar", "train", 10, "tokens"), ("to", 4, {"a": {"l0": 2.0}}))
+    meter.tell(("bar", "train", 10, "tokens"), ("to", 10, {}), ("end",))  # after a restart
+    for event in meter.read():
+        drawing.draw(event)
+    bar = ("train", 10, "tokens")
+    assert drawn == ["begun", bar, 4, {"a": {"l0": 2.0}}, "closed", bar, 10, {}, "closed"]
+    assert meter.read() == []
+    assert FarTicker(meter).meter is meter
+
+
+def test_without_ray_the_extra_is_named(finished_study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("monosem.cluster")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert "pip install 'monosem[ray]'" in run("compare", finished_study, "--engine", "ray", code=2).stderr
+    assert "there is local, ray, or ray://" in run("compare", finished_study, "--engine", "slurm", code=2).stderr
+
+
+@dataclass
+class Cluster:
+    """address: of the head node; client: of its Ray Client server; nodes: process numbers."""
+
+    address: str
+    client: str
+    nodes: list[subprocess.Popen[bytes]]
+
+    def workers(self, title: str) -> list[int]:
+        """Return the process numbers of workers whose title has this in it."""
+        titles = {pid: _read(pid, "cmdline").replace("\0", " ") for pid in self.processes()}
+        return sorted(pid for pid, words in titles.items() if words.startswith("ray::") and title in words)
+
+    def processes(self) -> set[int]:
+        """Return the process numbers of everything that runs on the nodes."""
+        parents: dict[int, int] = {}
+        for path in Path("/proc").glob("[0-9]*"):
+            if words := _read(int(path.name), "stat").rpartition(")")[2].split():
+                parents[int(path.name)] = int(words[1])
+        found = {node.pid for node in self.nodes}
+        while more := {pid for pid, parent in parents.items() if parent in found} - found:
+            found |= more
+        return found
+
+
+def _read(pid: int, name: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text(errors="replace")
+    except OSError:  # it has ended
+        return ""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Two nodes of one core each."""
+    ports = []
+    for _ in range(2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            ports.append(free.getsockname()[1])
+    logs = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # sockets lie there, whose paths must be short
+    shared = [
+        "--block",
+        "--num-cpus=1",
+        "--num-gpus=0",
+        "--object-store-memory=80000000",
+        "--node-ip-address=127.0.0.1",
+    ]
+    head = ["--head", f"--port={ports[0]}", f"--ray-client-server-port={ports[1]}", "--include-dashboard=false"]
+    environment = {**ENVIRONMENT, "RAY_USAGE_STATS_ENABLED": "0"}
+    ray = [str(Path(sys.executable).with_name("ray")), "start"]
+    address = f"127.0.0.1:{ports[0]}"
+    nodes = []
+    try:
+        for options in ([*head, f"--temp-dir={logs}"], [f"--address={address}"]):
+            with open(logs / f"node-{len(nodes)}.log", "wb") as log:
+                nodes.append(
+                    subprocess.Popen(
+                        [*ray, *options, *shared], env=environment, stdout=log, stderr=log, start_new_session=True
+                    )
+                )
+            wait_until(partial(started, logs / f"node-{len(nodes) - 1}.log"), 120)
+        yield Cluster(address, f"ray://127.0.0.1:{ports[1]}", nodes)
+    finally:
+        for pid in Cluster("", "", nodes).processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for node in nodes:
+            node.wait()
+        shutil.rmtree(logs, ignore_errors=True)
+
+
+def started(log: Path) -> bool:
+    return "runtime started" in log.read_text()
+
+
+def wait_until(there: Any, seconds: float = 240) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := there():
+            return found
+        time.sleep(0.02)
+    raise AssertionError("waited in vain")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> tuple[Path, Path]:
+    """A study of six shards, and its folder as one process made it."""
+    folder = tmp_path_factory.mktemp("cluster")
+    corpus = folder / "corpus.jsonl"
+    texts = [f"Part {part}: {text}" for part in range(5) for text in make_documents()]
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    study = study_of(tiny_lm, corpus, RUNS)
+    study["model"] |= {"context": 8, "batch_rows": 1}
+    study["text"] |= {"train_tokens": 16_000}
+    study["train"] |= {"tokens": 19_200, "checkpoint_seconds": 0.2}
+    path = write_study(study, folder / "study.toml")
+    run("compare", path, "--out", folder / "one")
+    return path, folder / "one"
+
+
+@pytest.fixture(scope="module")
+def disturbed(cluster: Cluster, made: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The same study, made by the cluster with one worker killed in harvest and one in training; and what was said."""
+    folder = tmp_path_factory.mktemp("disturbed")
+    out, log = folder / "study", folder / "log"
+    environment = {**ENVIRONMENT, "RAY_ADDRESS": cluster.address}
+    arguments = command("compare", made[0], "--out", out, "--engine", "ray", "--nproc", "2")
+    with open(log, "w") as file:
+        process = subprocess.Popen(arguments, env=environment, stdout=file, stderr=file)
+
+        def running(there: Any) -> Any:
+            def check() -> Any:
+                assert process.poll() is None, log.read_text()[-3000:]
+                return there()
+
+            return wait_until(check)
+
+        victim = running(lambda: cluster.workers("MapWorker"))[0]
+        os.kill(victim, signal.SIGSTOP)  # so that it certainly has not done its part when the other one has
+        running(lambda: (out / "activations" / "partial.json").exists())
+        running(lambda: read_json(out / "activations" / "partial.json")["shards"])
+        os.kill(victim, signal.SIGKILL)
+        running(lambda: len(list(out.glob("saes/*/checkpoint/step-*"))) >= 2)
+        os.kill(cluster.workers("RayTrainWorker")[0], signal.SIGKILL)
+        assert process.wait(300) == 0, log.read_text()[-3000:]
+    return out, log.read_text()
+
+
+@pytest.mark.slow
+def test_lost_workers_change_nothing(made: tuple[Path, Path], disturbed: tuple[Path, str]) -> None:
+    (_, one), (out, said) = made, disturbed
+    shards = sorted((one / "activations").glob("*.safetensors"))
+    assert len(shards) >= 6
+    for path in shards:
+        assert file_hash(out / path.relative_to(one)) == file_hash(path), path
+    weights = sorted(one.glob("saes/*/sae_weights.safetensors"))
+    assert len(weights) == 3
+    for path in weights:
+        assert file_hash(out / path.relative_to(one)) == file_hash(path), path
+    for name in ("heldout.safetensors",):
+        ours = load_file(out / "results" / name)
+        for key, value in load_file(one / "results" / name).items():
+            assert float((ours[key].double() - value.double()).abs().max()) <= 1e-6 * float(value.abs().max() + 1), key
+    wanted, found = (read_json(folder / "summary.json")["runs"] for folder in (one, out))
+    assert len(wanted) == 3
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours["name"] == theirs["name"]
+    assert "3 runs" in said
+    assert "2 processes" in said
+    assert "report: done" in said
+    assert not (out / "ray").exists()
+    assert not list(out.rglob("checkpoint"))
+
+
+@pytest.mark.slow
+def test_what_the_cluster_made_is_reused_without_it(disturbed: tuple[Path, str]) -> None:
+    said = run("compare", disturbed[0]).stdout
+    for stage in ("harvest", "train", "measure", "report"):
+        assert f"{stage}: reused" in said
+
+
+@pytest.mark.slow
+def test_a_worker_s_bad_news_arrive_through_the_client_as_one_sentence(
+    cluster: Cluster, disturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(disturbed[0], tmp_path / "study"))
+    done = run_alone("train", out, "--engine", cluster.client, "--set", "run.1.lr=1e30", code=2)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert re.search(r"error: run topk-k\d-lr_1e30: loss", errors[0])
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_an_evaluation_runs_in_tasks(cluster: Cluster, disturbed: tuple[Path, str], tmp_path: Path) -> None:
+    out = Path(shutil.copytree(disturbed[0], tmp_path / "study"))
+    shutil.rmtree(out / "results" / "topk-k4" / "frontier")
+    before = file_hash(out / "results" / "frontier.charts.json")
+    done = subprocess.run(
+        command("eval", "frontier", out, "--engine", "ray"),
+        env={**ENVIRONMENT, "RAY_ADDRESS": cluster.address},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "frontier: 1 runs judged, 2 reused" in done.stdout
+    assert file_hash(out / "results" / "frontier.charts.json") == before
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_not_there_is_named(made: tuple[Path, Path]) -> None:
+    done = subprocess.run(
+        command("compare", made[1], "--engine", "ray"),
+        env={**ENVIRONMENT, "RAY_ADDRESS": "127.0.0.1:1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "no Ray cluster at 127.0.0.1:1" in done.stderr
+    assert "Traceback" not in done.stderr
