@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
+import os
+import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -100,6 +103,9 @@ def opened(engine: str, processes: int = 0) -> Iterator[Engine]:
 
 
 def _cluster() -> Any:
+    if not {"RAY_ADDRESS", "RAY_AUTH_MODE"} & set(os.environ) and "ray" not in sys.modules:
+        # Where Ray has to be started first, its servers listen on all interfaces. It reads this when it is imported.
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     try:
         return importlib.import_module("monosem.cluster")
     except ModuleNotFoundError as error:

@@ -20,9 +20,8 @@ from monosem.types import UserError
 def connected(address: str = "") -> Iterator[None]:
     """Connect to a Ray cluster for as long as the context lasts; a process of a cluster is connected already.
 
-    address: `ray://HOST:PORT` of a Ray Client server, HOST:PORT of a head node, or empty for the one that RAY_ADDRESS
-    names or that runs on this machine; if there is none, one is started here, which listens on loopback only.
-    Raises UserError when there is no cluster.
+    address: `ray://HOST:PORT` of a Ray Client server, or HOST:PORT of a head node, or empty for what RAY_ADDRESS names
+    (`auto`: the cluster of this machine); without it Ray is started here. Raises UserError when there is no cluster.
     """
     if ray.is_initialized():
         yield
@@ -35,12 +34,7 @@ def connected(address: str = "") -> Iterator[None]:
         if ":" in address:  # Ray itself would try for minutes
             host, _, port = address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-        try:
-            ray.init(address or "auto", **quiet)
-        except ConnectionError:
-            if address:
-                raise
-            ray.init("local", _node_ip_address="127.0.0.1", **quiet)
+        ray.init(address or "local", **quiet)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
