@@ -75,7 +75,7 @@ def compare(
         check_tracker(study.file.train.track)
     if engine.startswith("ray://"):
         job = partial(compare, study, folder.resolve(), only=only, engine="ray", processes=processes)
-        return _cluster().led(engine, job, say, ticker or Ticker())
+        return _cluster(engine).led(engine, job, say, ticker or Ticker())
     with joined() as world, kernels_of(study):
         if world.rank > 0:
             join_training(Work(study, folder, world=world), world.announced())
@@ -95,16 +95,16 @@ def opened(engine: str, processes: int = 0) -> Iterator[Engine]:
     if engine == "local":
         yield Engine()
     elif engine == "ray":
-        cluster = _cluster()
+        cluster = _cluster(engine)
         with cluster.connected():
             yield cluster.RayEngine(processes)
     else:
         raise UserError(f'--engine "{engine}": there is local, ray, or ray://HOST:PORT')
 
 
-def _cluster() -> Any:
-    if not {"RAY_ADDRESS", "RAY_AUTH_MODE"} & set(os.environ) and "ray" not in sys.modules:
-        # Where Ray has to be started first, its servers listen on all interfaces. It reads this when it is imported.
+def _cluster(engine: str) -> Any:
+    if engine == "ray" and not {"RAY_ADDRESS", "RAY_AUTH_MODE"} & set(os.environ) and "ray" not in sys.modules:
+        # Ray will be started here, and its servers listen on all interfaces. It reads this when it is imported.
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     try:
         return importlib.import_module("monosem.cluster")
@@ -160,7 +160,7 @@ def run_evaluation(
     """
     if engine.startswith("ray://") and not dry_run:
         job = partial(_evaluated_by_lead, study, folder.resolve(), name, runs, settings)
-        return _cluster().led(engine, job, print, ticker or Ticker())
+        return _cluster(engine).led(engine, job, print, ticker or Ticker())
     values = dict(parse_setting(text, "key=value") for text in settings or [])
     with study_lock(folder), opened("local" if dry_run else engine) as does:
         work = Work(study, folder, ticker=ticker or Ticker())
