@@ -202,3 +202,22 @@ def test_exactness_needs_a_study(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "no activations there; run `monosem harvest` first" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_simulator_compares_with_processes_and_counts_the_formula_s_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "scale.json"
+    small = ["--d-in", "32", "--d-sae", "256", "--k", "8", "--batch", "64", "--steps", "4", "--processes", "1", "2"]
+    said = run_well("scale.py", *small, "--json", str(path))
+    assert re.search(r"^2 processes: [\d,]+ tokens/s predicted, [\d,]+ measured", said, re.MULTILINE)
+    alone, two = json.loads(path.read_text())["lines"]
+    assert alone["bytes"] == 0
+    assert two["bytes"] == pytest.approx(4 * 64 * 32 + 4 * 64 * 8 + 4 * 32, rel=0.1)
+    assert two["predicted"] == pytest.approx(
+        64 / (two["alone"] + 4 * two["latency"] + (4 * 64 * 40 + 4 * 33) / two["bandwidth"])
+    )
+
+
+def test_the_scale_plan_of_the_docs_is_the_script_s() -> None:
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    for table in run_well("scale.py", "--plan").strip().split("\n\n"):
+        assert table in page

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,51 +64,40 @@ def harvest(
     make: makes shards elsewhere, in any order, and records each one that is whole; by default they are made here.
     Raises UserError for NaN or infinite activations.
     """
-    partial_path = folder / "partial.json"
-    partial = read_json(partial_path) if partial_path.exists() else {}
-    if partial.get("header") != header:
-        partial = {"header": header, "shards": {}}
+    under_way = folder / "partial.json"
+    done = read_json(under_way) if under_way.exists() else {}
+    if done.get("header") != header:
+        done = {"header": header, "shards": {}}
     tokens = {
         f"{split}.{name}": torch.from_numpy(np.ascontiguousarray(getattr(part, name)))
         for split, part in _splits(packed)
         for name in ("tokens", "doc", "pos", "keep")
     }
-    partial["tokens"] = write_bytes(folder / "tokens.safetensors", save(tokens))
+    done["tokens"] = write_bytes(folder / "tokens.safetensors", save(tokens))
     todo = []
     for shard in _shards(packed, batch_rows):
-        if _done(folder / shard.name, partial["shards"].get(shard.name)):
+        if _done(folder / shard.name, done["shards"].get(shard.name)):
             progress((shard.stop - shard.start) * packed.eval.tokens.shape[1])
         else:
             todo.append(shard)
 
     def record(name: str, entry: dict[str, Any]) -> None:
-        partial["shards"][name] = entry
-        write_json(partial_path, partial)  # never names a shard that is not whole
+        done["shards"][name] = entry
+        write_json(under_way, done)  # never names a shard that is not whole
 
-    write_json(partial_path, partial)
-    if make is None:
-        parts = dict(_splits(packed))
-        with _ShardWriter(folder, record) as writer:
-
-            def advance(done: int) -> None:
-                writer.check()
-                progress(done)
-
-            for shard in todo:
-                rows = parts[shard.split]
-                writer.add(shard.name, *columns_of(model, site, rows, shard, batch_rows, max_norm_ratio, advance))
-    else:
-        make(todo, record, progress)
+    write_json(under_way, done)
+    here = partial(_make, model, site, packed, folder, batch_rows, max_norm_ratio)
+    (make or here)(todo, record, progress)
     meta = {
         "header": header,
         "site": site.name,
         "d_in": int(columns_width(folder / "eval-00000.safetensors")),
-        "tokens_sha256": partial["tokens"],
-        "splits": {split: _split_facts(partial["shards"], split, part) for split, part in _splits(packed)},
+        "tokens_sha256": done["tokens"],
+        "splits": {split: _split_facts(done["shards"], split, part) for split, part in _splits(packed)},
     }
     meta["hash"] = value_hash(meta)
     write_json(folder / "meta.json", meta)
-    partial_path.unlink(missing_ok=True)
+    under_way.unlink(missing_ok=True)
     return meta
 
 
@@ -117,6 +107,30 @@ def _shards(packed: Packed, batch_rows: int) -> Iterator[Shard]:
         for number, start in enumerate(range(0, len(part.tokens), per_shard)):
             stop = min(start + per_shard, len(part.tokens))
             yield Shard(f"{split}-{number:05d}.safetensors", split, start, stop)
+
+
+def _make(
+    model: Model,
+    site: Site,
+    packed: Packed,
+    folder: Path,
+    batch_rows: int,
+    max_norm_ratio: float,
+    todo: list[Shard],
+    record: Record,
+    progress: Progress,
+) -> None:
+    """Make shards in this process."""
+    parts = dict(_splits(packed))
+    with _ShardWriter(folder, record) as writer:
+
+        def advance(done: int) -> None:
+            writer.check()
+            progress(done)
+
+        for shard in todo:
+            rows = parts[shard.split]
+            writer.add(shard.name, *columns_of(model, site, rows, shard, batch_rows, max_norm_ratio, advance))
 
 
 def _splits(packed: Packed) -> tuple[tuple[str, Rows], ...]:
