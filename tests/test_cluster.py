@@ -190,7 +190,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> tuple[Path,
     study = study_of(tiny_lm, corpus, RUNS)
     study["model"] |= {"context": 8, "batch_rows": 1}
     study["text"] |= {"train_tokens": 16_000}
-    study["train"] |= {"tokens": 19_200, "checkpoint_seconds": 0.2}
+    study["train"] |= {"tokens": 19_200, "checkpoint_seconds": 0.0}
     path = write_study(study, folder / "study.toml")
     run("compare", path, "--out", folder / "one")
     return path, folder / "one"
