@@ -29,13 +29,13 @@ def evaluate(
     every run that has a current result. Files: results/<run>/<name>/result.json and rows.parquet,
     results/<name>.charts.json.
     """
-    todo = to_judge(evaluation, name, inputs, sources, only)
+    headers = _headers(evaluation, name, inputs, sources)
+    todo = _lacking(headers, inputs, name, only)
     if todo:
         prepared = evaluation.prepare(inputs)
         for info in todo:
-            header = _header(evaluation, name, info, inputs, sources)
-            _write(result_folder(inputs.folder, info.name, name), header, evaluation.run(info, prepared))
-    shown = [info for info in inputs.runs if _current(evaluation, name, info, inputs, sources)]
+            _write(result_folder(inputs.folder, info.name, name), headers[info.name], evaluation.run(info, prepared))
+    shown = [info for info in inputs.runs if _current(inputs.folder, info, name, headers[info.name])]
     charts = evaluation.figure(load_results(replace(inputs, runs=shown), name))
     write_json(inputs.folder / "results" / f"{name}.charts.json", [chart.as_dict() for chart in charts])
     return len(todo)
@@ -45,9 +45,17 @@ def to_judge(
     evaluation: Evaluation, name: str, inputs: Inputs, sources: dict[str, Any], only: Collection[str] | None = None
 ) -> list[RunInfo]:
     """Return the runs, `only` among these names, whose result is missing, out of date or incomplete."""
+    return _lacking(_headers(evaluation, name, inputs, sources), inputs, name, only)
+
+
+def _lacking(headers: dict[str, Any], inputs: Inputs, name: str, only: Collection[str] | None) -> list[RunInfo]:
     partial = incomplete(inputs, name)
     wanted = [info for info in inputs.runs if only is None or info.name in only]
-    return [i for i in wanted if i.name in partial or not _current(evaluation, name, i, inputs, sources)]
+    return [i for i in wanted if i.name in partial or not _current(inputs.folder, i, name, headers[i.name])]
+
+
+def _headers(evaluation: Evaluation, name: str, inputs: Inputs, sources: dict[str, Any]) -> dict[str, Any]:
+    return {info.name: _header(evaluation, name, info, inputs, sources) for info in inputs.runs}
 
 
 def _header(
@@ -64,9 +72,9 @@ def _header(
     }
 
 
-def _current(evaluation: Evaluation, name: str, info: RunInfo, inputs: Inputs, sources: dict[str, Any]) -> bool:
-    path = result_folder(inputs.folder, info.name, name) / "result.json"
-    return path.exists() and read_json(path)["header"] == _header(evaluation, name, info, inputs, sources)
+def _current(folder: Path, info: RunInfo, name: str, header: dict[str, Any]) -> bool:
+    path = result_folder(folder, info.name, name) / "result.json"
+    return path.exists() and read_json(path)["header"] == header
 
 
 def _write(folder: Path, header: dict[str, Any], result: Result) -> None:

@@ -91,14 +91,14 @@ def _load_key(work: Work, spec: LoadSpec, where: Where) -> str:
         return ours["train_key"]
 
 
-Together = Callable[[Work, Plan, list[RunSpec]], int]
+Together = Callable[[Work, list[str]], int]
 
 
 def train_runs(work: Work, meta: dict[str, Any], together: Together | None = None) -> str | None:
     """Train the study's runs that are missing or out of date; return what was done, in words, None for nothing.
 
-    together: trains runs in processes elsewhere and returns how many there were; by default they are trained here, in
-    the processes that were launched with this one.
+    together: trains runs of these names in processes elsewhere, and returns how many there were; by default they are
+    trained here, in the processes that were launched with this one.
     """
     if not work.study.runs:
         return None
@@ -109,7 +109,7 @@ def train_runs(work: Work, meta: dict[str, Any], together: Together | None = Non
     for spec in todo:
         spec.variant.check(meta["d_in"], spec.d_sae)
     began = any((work.sae_folder(spec.name) / "checkpoint").is_dir() for spec in todo)
-    processes = (together or _train_here)(work, plan, todo)
+    processes = (together or _train_here)(work, [spec.name for spec in todo])
     tokens = meta["splits"]["train"]["tokens"]
     kept = len(specs) - len(todo)
     return ("resumed, " if began else "") + (
@@ -120,9 +120,9 @@ def train_runs(work: Work, meta: dict[str, Any], together: Together | None = Non
     )
 
 
-def _train_here(work: Work, plan: Plan, todo: list[RunSpec]) -> int:
-    work.world.announce([spec.name for spec in todo])
-    _train_together(work, plan, todo)
+def _train_here(work: Work, names: list[str]) -> int:
+    work.world.announce(names)
+    join_training(work, names)
     return work.world.size
 
 

@@ -49,15 +49,13 @@ def compare(
     engine: EngineName = "local",
 ) -> None:
     """Run every stage of a study and write its report; finished stages are skipped."""
-    settings = _with_reference(settings, reference)
-    if engine != "local" or not _launched("compare", nproc, study, out, settings):
-        _run(study, out, settings, None, engine, nproc)
+    _run("compare", study, out, _with_reference(settings, reference), engine, nproc)
 
 
 @app.command()
 def harvest(study: Target, out: Out = None, settings: Set = None, engine: EngineName = "local") -> None:
     """Read the model's activations on the study's text."""
-    _run(study, out, settings, "harvest", engine)
+    _run("harvest", study, out, settings, engine)
 
 
 @app.command()
@@ -70,9 +68,7 @@ def train(
     engine: EngineName = "local",
 ) -> None:
     """Train the study's SAEs on the harvested activations."""
-    settings = _with_reference(settings, reference)
-    if engine != "local" or not _launched("train", nproc, study, out, settings):
-        _run(study, out, settings, "train", engine, nproc)
+    _run("train", study, out, _with_reference(settings, reference), engine, nproc)
 
 
 @app.command()
@@ -80,13 +76,13 @@ def measure(
     study: Target, out: Out = None, settings: Set = None, reference: Reference = False, engine: EngineName = "local"
 ) -> None:
     """Measure every SAE on the same held-out tokens."""
-    _run(study, out, _with_reference(settings, reference), "measure", engine)
+    _run("measure", study, out, _with_reference(settings, reference), engine)
 
 
 @app.command()
 def report(study: Target, out: Out = None, settings: Set = None) -> None:
     """Write report.html and summary.json from the measurements."""
-    _run(study, out, settings, "report")
+    _run("report", study, out, settings)
 
 
 @app.command(name="eval")
@@ -198,20 +194,25 @@ def _load(target: str, out: Path | None, settings: list[str] | None) -> tuple[An
 
 
 def _run(
-    target: str,
-    out: Path | None,
-    settings: list[str] | None,
-    only: str | None,
-    engine: str = "local",
-    processes: int = 0,
+    command: str, target: str, out: Path | None, settings: list[str] | None, engine: str = "local", processes: int = 0
 ) -> None:
+    """Run the stages of a command, or start several processes that do, and end with their exit code."""
+    if engine == "local" and processes > 1:
+        from monosem.cli import run_arguments
+        from monosem.processes import launch
+
+        options = [
+            *(["--out", str(out)] if out else []),
+            *(part for text in settings or [] for part in ("--set", text)),
+        ]
+        raise typer.Exit(launch(run_arguments, [command, target, *options], processes))
     from rich.console import Console
 
     from monosem.progress import TerminalTicker
     from monosem.stages import compare as run_stages
 
     study, folder = _load(target, out, settings)
-    ticker = TerminalTicker(Console(stderr=True))
+    ticker, only = TerminalTicker(Console(stderr=True)), None if command == "compare" else command
     try:
         path = run_stages(study, folder, only=only, say=typer.echo, ticker=ticker, engine=engine, processes=processes)
     except KeyboardInterrupt:
@@ -220,14 +221,3 @@ def _run(
         raise typer.Exit(130) from None
     if only in (None, "report") and leads():
         typer.echo(f"report: {path}")
-
-
-def _launched(command: str, processes: int, study: str, out: Path | None, settings: list[str] | None) -> bool:
-    """Run a command in several processes and end with their exit code; return False for a single one."""
-    if processes <= 1:
-        return False
-    from monosem.cli import run_arguments
-    from monosem.processes import launch
-
-    options = [*(["--out", str(out)] if out else []), *(part for text in settings or [] for part in ("--set", text))]
-    raise typer.Exit(launch(run_arguments, [command, study, *options], processes))

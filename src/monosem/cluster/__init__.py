@@ -30,7 +30,6 @@ from monosem.evaluate import evaluate, to_judge
 from monosem.harvest import Make, Progress, Record, Shard
 from monosem.measuring import measure_runs, unmeasured
 from monosem.processes import PATIENCE, RESTARTS
-from monosem.trainer import Plan, RunSpec
 from monosem.training import train_runs
 from monosem.types import UserError
 from monosem.work import Work
@@ -71,15 +70,15 @@ class RayEngine(Engine):
         """Train the runs that lack an SAE by Ray Train; return what was done, in words, None for nothing."""
         return train_runs(work, meta, self._train)
 
-    def _train(self, work: Work, _plan: Plan, todo: list[RunSpec]) -> int:
+    def _train(self, work: Work, names: list[str]) -> int:
         compute, room = work.study.file.compute, self._slots(work, self.processes)
         together = compute.data_parallel * compute.feature_parallel
-        count = self.processes or max(1, min(room.count // together, len(todo))) * together
+        count = self.processes or max(1, min(room.count // together, len(names))) * together
         room = self._slots(work, count)
         meter = start_meter()
         trainer = TorchTrainer(
             train_part,
-            train_loop_config={"work": place_of(work), "names": [spec.name for spec in todo], "meter": meter},
+            train_loop_config={"work": place_of(work), "names": names, "meter": meter},
             torch_config=TorchConfig(
                 backend="cpu:gloo,cuda:nccl" if room.gpus else "gloo", timeout_s=int(PATIENCE.total_seconds())
             ),

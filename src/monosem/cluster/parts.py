@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 from monosem.activations import load_tokens
 from monosem.cluster.meter import FarTicker
@@ -83,33 +84,41 @@ class Harvester:
             return write_shard(work.activations, shard.name, columns, outliers)
 
 
-def train_part(config: dict[str, Any]) -> str:
-    """Train as one of the processes of a TorchTrainer; return what the user can mend, if anything."""
-    try:
-        with config["work"].work() as work, joined() as world:
-            if world.rank == 0:
-                work.ticker = FarTicker(config["meter"])
-            join_training(replace(work, world=world), config["names"])
-    except UserError as error:
-        return str(error)
-    return ""
+P = ParamSpec("P")
 
 
-def measure_part(place: Place, names: list[str], shared: dict[str, Any]) -> str:
-    """Measure some runs; return what the user can mend, if anything."""
-    try:
-        with place.work() as work:
-            measure_runs(work, [info for info in work.infos() if info.name in names], shared)
-    except UserError as error:
-        return str(error)
-    return ""
+def _saying(part: Callable[P, object]) -> Callable[P, str]:
+    """Have a part return what the user can mend, "" for nothing."""
+
+    @wraps(part)
+    def say(*arguments: P.args, **named: P.kwargs) -> str:
+        try:
+            part(*arguments, **named)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    return say
 
 
-def judge_part(place: Place, names: list[str], evaluation: Evaluation, name: str, shared: dict[str, Any]) -> str:
-    """Run an evaluation over some runs; return what the user can mend, if anything."""
-    try:
-        with place.work() as work:
-            evaluate(evaluation, name, work.inputs(work.infos()), shared, names)
-    except UserError as error:
-        return str(error)
-    return ""
+@_saying
+def train_part(config: dict[str, Any]) -> None:
+    """Train as one of the processes of a TorchTrainer."""
+    with config["work"].work() as work, joined() as world:
+        if world.rank == 0:
+            work.ticker = FarTicker(config["meter"])
+        join_training(replace(work, world=world), config["names"])
+
+
+@_saying
+def measure_part(place: Place, names: list[str], shared: dict[str, Any]) -> None:
+    """Measure some runs."""
+    with place.work() as work:
+        measure_runs(work, [info for info in work.infos() if info.name in names], shared)
+
+
+@_saying
+def judge_part(place: Place, names: list[str], evaluation: Evaluation, name: str, shared: dict[str, Any]) -> None:
+    """Run an evaluation over some runs."""
+    with place.work() as work:
+        evaluate(evaluation, name, work.inputs(work.infos()), shared, names)

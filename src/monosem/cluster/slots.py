@@ -38,4 +38,4 @@ def slots(nodes: list[dict[str, float]], wanted: int = 0, *, gpu: bool = False) 
     if not room or wanted > room:
         what = "GPUs" if gpu else "cores"
         raise UserError(f"--nproc {wanted}: the Ray cluster has {room} {what}; start fewer processes or add nodes")
-    return Slots(wanted or room, max(1, cores) if not gpu else cores, int(gpu))
+    return Slots(wanted or room, cores, int(gpu))
