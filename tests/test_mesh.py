@@ -179,3 +179,9 @@ def test_processes_that_do_not_fit() -> None:
     with pytest.raises(UserError, match=r"2 times compute.feature_parallel = 3: 4 processes can't be split .* of 6"):
         World(0, 4).meshes(2, 3, "cpu")
     assert BATCH % 4 == 0
+
+
+@pytest.mark.slow
+def test_what_one_process_cannot_do_is_said_in_all(together: Path) -> None:
+    said = [(together / f"failure-{rank}.txt").read_text() for rank in range(4)]
+    assert said == ["process 2 lacks a file"] * 4

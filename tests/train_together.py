@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from monosem.mesh import ALONE, Mesh
 from monosem.normaliser import Normaliser
 from monosem.processes import joined
 from monosem.trainer import Plan, Preparation, RunSpec, Trainer
+from monosem.types import UserError
 from monosem.variants import Recipe, make_variant
 
 D_IN, D_SAE, BATCH, STEPS = 32, 640, 128, 12
@@ -113,6 +115,11 @@ def traffic(x: Tensor, mesh: Mesh) -> Tensor:
     return torch.tensor([counted.all_reduce - before[0], counted.all_gather - before[1]]) / 4
 
 
+def fail_in(one: int, rank: int) -> None:
+    if rank == one:
+        raise UserError(f"process {rank} lacks a file")
+
+
 def work(rank: int, folder: Path, port: int) -> None:
     """Train on every mesh; process 0 of each writes weights, logs and choices."""
     torch.set_num_threads(1)
@@ -120,6 +127,11 @@ def work(rank: int, folder: Path, port: int) -> None:
     os.environ.update({**place, "LOCAL_RANK": str(rank)})
     x = rows()
     with joined() as world:
+        try:
+            world.everyone.agreed(partial(fail_in, 2, rank))
+        except UserError as error:
+            (folder / f"failure-{rank}.txt").write_text(str(error))
+        assert world.everyone.agreed(lambda: rank) == rank
         for shape in SHAPES:
             mesh, group, _ = world.meshes(*shape, "cpu")
             out: dict[str, Tensor] = {}

@@ -8,11 +8,11 @@ Alone, all of this is an ordinary mean or sum.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,8 @@ from monosem.types import UserError
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -92,6 +94,16 @@ class Axis:
             failure = failure or (UserError(said[0]) if said else None)
         if failure is not None:
             raise failure
+
+    def agreed(self, make: Callable[[], T]) -> T:
+        """Return what `make()` returns; raise, in all processes, the first UserError that it raises in one of them."""
+        found, failure = None, None
+        try:
+            found = make()
+        except UserError as error:
+            failure = error
+        self.agree(failure)
+        return cast(T, found)
 
     def wait(self) -> None:
         """Wait until all processes are here."""

@@ -116,13 +116,13 @@ def step_all(trainers: list[Trainer], x: Tensor, index: int, log: bool) -> None:
 
 
 def _finish(trainer: Trainer, folder: Path) -> None:
-    sae, failure = trainer.sae(), None
-    if trainer.mesh.both.rank == 0:
-        try:
+    sae = trainer.sae()
+
+    def write() -> None:
+        if trainer.mesh.both.rank == 0:
             frame = pl.DataFrame(trainer.log, infer_schema_length=None)
             write_atomic(folder / "log.parquet", frame.write_parquet)
             save_sae(sae, folder)
             drop_checkpoints(folder)
-        except UserError as error:
-            failure = error
-    trainer.mesh.both.agree(failure)
+
+    trainer.mesh.both.agreed(write)

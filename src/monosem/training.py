@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from monosem.activations import open_activations
+from monosem.activations import Activations, open_activations
 from monosem.config import Study
 from monosem.loading import LoadSpec, Where, load_key, load_run
 from monosem.model import resolve_device
@@ -127,17 +127,20 @@ def _train_here(work: Work, names: list[str]) -> int:
 
 
 def join_training(work: Work, names: list[str]) -> None:
-    """Take part, as one of several processes that all call this, in training the runs with these names."""
-    if names:
-        plan, specs = plan_of(work.study, read_json(work.activations / "meta.json"))
-        _train_together(work, plan, [spec for spec in specs if spec.name in names])
+    """Take part, as one of several processes that all call this, in training the runs with these names.
 
-
-def _train_together(work: Work, plan: Plan, todo: list[RunSpec]) -> None:
-    """Train those of the runs that are this process's. Ends when all are trained."""
-    store = open_activations(work.activations, "train")
+    Ends when all of them are trained. Raises the UserError of any of the processes in all.
+    """
+    if not names:
+        return
     file, world = work.study.file, work.world
-    device = resolve_device(file.model.device)
+
+    def begun() -> tuple[Plan, list[RunSpec], Activations, torch.device]:
+        plan, specs = plan_of(work.study, read_json(work.activations / "meta.json"))
+        todo = [spec for spec in specs if spec.name in names]
+        return plan, todo, open_activations(work.activations, "train"), resolve_device(file.model.device)
+
+    plan, todo, store, device = world.everyone.agreed(begun)
     mesh, group, groups = world.meshes(file.compute.data_parallel, file.compute.feature_parallel, device.type)
     with (
         work.ticker.bar("train", plan.steps * plan.batch_size, "tokens") as bar,
@@ -149,17 +152,17 @@ def _train_together(work: Work, plan: Plan, todo: list[RunSpec]) -> None:
             bar.table({t.spec.name: t.latest for t in trainers if t.latest})
             follow(trainers)
 
-        failure, threads = None, torch.get_num_threads()
+        def trained() -> None:
+            if mine := todo[group::groups]:
+                train(mine, plan, store, work.folder / "saes", device=device, mesh=mesh, report=report)
+
+        threads = torch.get_num_threads()
         if world.size > 1 and not file.compute.threads:
             torch.set_num_threads(min(threads, world.threads_each()))
         try:
-            if mine := todo[group::groups]:
-                train(mine, plan, store, work.folder / "saes", device=device, mesh=mesh, report=report)
-        except UserError as error:
-            failure = error
+            world.everyone.agreed(trained)
         finally:
             torch.set_num_threads(threads)
-        world.everyone.agree(failure)
 
 
 def _trained(folder: Path, key: str) -> bool:

@@ -17,7 +17,7 @@ import ray
 import ray.data
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from monosem.cluster.connection import connected
 from monosem.cluster.lead import led
@@ -88,12 +88,16 @@ class RayEngine(Engine):
             run_config=RunConfig(
                 name="train",
                 storage_path=str(work.folder.resolve() / "ray"),
-                failure_config=FailureConfig(max_failures=RESTARTS),
+                failure_config=FailureConfig(max_failures=RESTARTS, controller_failure_limit=RESTARTS),
             ),
         )
         try:
-            with followed(meter, work.say, work.ticker):
-                failure = trainer.fit().return_value
+            failure = followed(meter, work.say, work.ticker, trainer.fit).return_value
+        except ControllerError as error:
+            raise UserError(
+                f"training on Ray: the cluster has no room for {count} processes any more; what was finished is kept, "
+                "and the same command goes on once nodes are back, or with a smaller --nproc"
+            ) from error
         except TrainingFailedError as error:
             reason = str(error).strip().rpartition("\n")[2]
             raise UserError(

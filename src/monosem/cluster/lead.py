@@ -25,8 +25,8 @@ def led(address: str, job: Callable[..., Any], say: Say, ticker: Ticker) -> Any:
     with connected(address):
         meter = start_meter()
         task: Any = ray.remote(_lead).options(num_cpus=0, max_retries=RESTARTS)
-        with followed(meter, say, ticker):
-            result = ray.get(task.remote(job, meter, os.getcwd()))
+        place = os.getcwd()
+        result = followed(meter, say, ticker, lambda: ray.get(task.remote(job, meter, place)))
     if isinstance(result, UserError):
         raise result
     return result

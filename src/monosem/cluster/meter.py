@@ -6,7 +6,8 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from concurrent.futures import Future, wait
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
@@ -15,6 +16,7 @@ from monosem.progress import Bar, Ticker
 
 SECONDS = 0.5  # between two messages of a bar, and between two looks at them
 Say = Callable[[str], object]
+T = TypeVar("T")
 
 
 class Meter:
@@ -34,8 +36,8 @@ class Meter:
 
 
 def start_meter() -> Any:
-    """Start a meter on the cluster; it ends with what holds it."""
-    return ray.remote(Meter).options(num_cpus=0).remote()
+    """Start a meter on the cluster; it ends with what holds it. Where it is lost, another one begins anew."""
+    return ray.remote(Meter).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
 
 
 class FarBar(Bar):
@@ -103,24 +105,25 @@ class _Drawing:
             self.bar = Bar() if kind == "end" else self.opened.enter_context(self.ticker.bar(*values))
 
 
-@contextlib.contextmanager
-def followed(meter: Any, say: Say, ticker: Ticker) -> Iterator[None]:
-    """Say and draw, in a thread, what another process tells a meter, until the context ends."""
-    ended = threading.Event()
+def followed(meter: Any, say: Say, ticker: Ticker, work: Callable[[], T]) -> T:
+    """Return what `work()` returns, which runs in a thread; say and draw here what other processes tell a meter.
 
-    def follow() -> None:
-        drawing = _Drawing(say, ticker)
-        with drawing.opened, contextlib.suppress(RayError):
-            last = False
-            while not last:
-                last = ended.wait(SECONDS)
+    Ray Train would handle Ctrl-C by itself in the main thread, and leave its handler behind.
+    """
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="cluster", daemon=True).start()
+    drawing, done = _Drawing(say, ticker), False
+    with drawing.opened:
+        while not done:
+            done = bool(wait([result], SECONDS).done)
+            with contextlib.suppress(RayError):
                 for event in ray.get(meter.read.remote()):
                     drawing.draw(event)
-
-    thread = threading.Thread(target=follow, name="meter", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    return result.result()
