@@ -36,7 +36,7 @@ $(RUN): $(VENV)/created pyproject.toml constraints.txt
 $(DEV): $(RUN)
 	@echo "installing the development tools into $(VENV)"
 	$(BIN)/$(PIP) -c constraints.txt pytest pytest-xdist hypothesis ruff pyright import-linter playwright httpx2 datasets tensorboard \
-		nbclient nbformat ipykernel "ray[data,train]" "triton; platform_system == 'Linux'"
+		nbclient nbformat ipykernel "ray[data,train]" s3fs "moto[server]" accelerate "triton; platform_system == 'Linux'"
 	@touch $@
 
 setup: $(DEV)     ## create .venv and install everything for development

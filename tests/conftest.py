@@ -131,6 +131,24 @@ def study(finished_study: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_study, tmp_path / "study"))
 
 
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """The URL of an empty place in an S3 server on loopback, which this process and its children find."""
+    import os
+
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    s3fs = pytest.importorskip("s3fs")
+    server.start()
+    host, port = server.get_host_and_port()
+    names = {"ENDPOINT_URL": f"http://{host}:{port}", "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}
+    os.environ |= {f"AWS_{name}": value for name, value in (names | {"DEFAULT_REGION": "us-east-1"}).items()}
+    try:
+        s3fs.S3FileSystem().mkdir("lab")
+        yield "s3://lab"
+    finally:
+        server.stop()
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A headless Chromium; tests that want one are skipped, saying why, where none can be had."""

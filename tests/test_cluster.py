@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -29,6 +30,7 @@ from tests.conftest import make_documents, study_of
 from tests.test_story import ENVIRONMENT, command, run, run_alone, write_study
 
 pytest.importorskip("ray")
+s3fs = pytest.importorskip("s3fs")
 
 from monosem.cluster.meter import FarTicker, Meter, _Drawing
 from monosem.cluster.slots import Slots, slots
@@ -128,8 +130,8 @@ def _read(pid: int, name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """Two nodes of one core each."""
+def cluster(bucket: str) -> Iterator[Cluster]:
+    """Two nodes of one core each, with caches of their own, which reach the bucket."""
     ports = []
     for _ in range(2):
         with socket.socket() as free:
@@ -144,12 +146,13 @@ def cluster() -> Iterator[Cluster]:
         "--node-ip-address=127.0.0.1",
     ]
     head = ["--head", f"--port={ports[0]}", f"--ray-client-server-port={ports[1]}", "--include-dashboard=false"]
-    environment = {**ENVIRONMENT, "RAY_USAGE_STATS_ENABLED": "0"}
     ray = [str(Path(sys.executable).with_name("ray")), "start"]
     address = f"127.0.0.1:{ports[0]}"
     nodes = []
     try:
         for options in ([*head, f"--temp-dir={logs}"], [f"--address={address}"]):
+            own = {"RAY_USAGE_STATS_ENABLED": "0", "MONOSEM_CACHE": str(logs / f"cache-{len(nodes)}")}
+            environment = {**ENVIRONMENT, **os.environ, **own}
             with open(logs / f"node-{len(nodes)}.log", "wb") as log:
                 nodes.append(
                     subprocess.Popen(
@@ -251,6 +254,44 @@ def test_lost_workers_change_nothing(made: tuple[Path, Path], disturbed: tuple[P
     said = run("compare", out).stdout
     for stage in ("harvest", "train", "measure", "report"):
         assert f"{stage}: reused" in said  # without the cluster
+
+
+@pytest.mark.slow
+def test_machines_share_a_bucket_and_no_folder(
+    cluster: Cluster, made: tuple[Path, Path], bucket: str, tmp_path: Path
+) -> None:
+    url, log, cache = f"{bucket}/{tmp_path.name}", tmp_path / "log", tmp_path / "cache"
+    environment = {**ENVIRONMENT, **os.environ, "MONOSEM_CACHE": str(cache)}
+    split = ("--engine", cluster.client, "--nproc", "2", "--set", "compute.feature_parallel=2")
+    store = s3fs.S3FileSystem(use_listings_cache=False)
+    with open(log, "w") as file:
+        process = subprocess.Popen(
+            command("compare", made[0], "--out", url, *split), env=environment, stdout=file, stderr=file
+        )
+
+        def running(there: Any) -> Any:
+            def check() -> Any:
+                assert process.poll() is None, log.read_text()[-3000:]
+                return there()
+
+            return wait_until(check)
+
+        running(lambda: store.glob(f"{url}/saes/*/checkpoint/step-*/facts.json"))
+        os.kill(cluster.workers("RayTrainWorker")[0], signal.SIGKILL)
+        assert process.wait(300) == 0, log.read_text()[-3000:]
+    assert "2 processes" in log.read_text()
+    names = {path.removeprefix(f"{url.removeprefix('s3://')}/") for path in store.find(url)}
+    assert not [name for name in names if "checkpoint" in name or name.startswith((".", "ray/"))]
+    folder = next((cache / "studies").iterdir())
+    assert (folder / "report.html").exists()
+    assert not list(folder.glob("activations/*.safetensors"))  # who gives the command has no use for them
+    for path in sorted((made[1] / "activations").glob("*.safetensors")):
+        stored = store.cat_file(f"{url}/activations/{path.name}")
+        assert hashlib.sha256(stored).hexdigest() == file_hash(path), path
+    for path in sorted(made[1].glob("saes/*/sae_weights.safetensors")):
+        wanted, found = load_file(path), load_file(folder / path.relative_to(made[1]))
+        for name, value in wanted.items():
+            assert float((found[name] - value).norm()) <= 1e-5 * float(value.norm()), (path, name)
 
 
 @pytest.mark.slow

@@ -148,8 +148,10 @@ def test_runs_at_different_steps_are_trained_apart(tmp_path: Path) -> None:
     """As groups of processes leave them; a new run beside others doesn't send those back to the start."""
     for run, steps in {"a": [7], "b": [6, 7], "c": [5], "d": [6], "e": [], "f": []}.items():
         for step in steps:
-            (tmp_path / run / "checkpoint" / f"step-{step:09d}").mkdir(parents=True)
-    assert in_step(list("abcdef"), tmp_path) == [["a", "b"], ["c"], ["d"], ["e", "f"]]
+            place = tmp_path / run / "checkpoint"
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"step-{step:09d}.safetensors").touch()
+    assert in_step(list("abcdef"), tmp_path, ALONE) == [["a", "b"], ["c"], ["d"], ["e", "f"]]
 
 
 def test_features_that_do_not_reach_for_all_processes() -> None:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from monosem.readahead import read_at_random, will_need
+from monosem.remote import fetch
 from monosem.store import file_hash, read_json, value_hash
 from monosem.types import UserError
 
@@ -91,6 +92,7 @@ def open_activations(folder: Path, split: str) -> Activations:
 
     Raises UserError naming the shard that is missing, truncated or altered.
     """
+    fetch(folder, f"{split}-*.safetensors")
     meta = read_json(folder / "meta.json")
     shards: list[Tensor] = []
     columns: dict[str, list[Tensor]] = {name: [] for name in ("doc", "pos", "token", "place")}
@@ -200,6 +202,7 @@ def load_tokens(folder: Path, split: str, sha256: str = "") -> dict[str, Tensor]
 
     sha256: of their file, where the harvest isn't done yet.
     """
+    fetch(folder / "tokens.safetensors")
     digest = sha256 or read_json(folder / "meta.json")["tokens_sha256"]
     with open_hashed(folder / "tokens.safetensors", digest) as file:
         return {name: file.get_tensor(f"{split}.{name}") for name in ("tokens", "doc", "pos", "keep")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pkgutil
 from pathlib import Path
 
+from monosem.remote import fetch, local
 from monosem.types import UserError
 
 HERE = Path(__file__).resolve().parent
@@ -22,13 +23,15 @@ def study_files() -> dict[str, Path]:
 def find_study(target: str) -> tuple[Path, Path | None]:
     """Return the study file that `target` means, and its study folder if it lies in one.
 
-    target: a TOML file, a study folder (with study.toml), or the name of a study that comes along.
+    target: a TOML file, a study folder (with study.toml), also in an object store, or the name of a study that comes
+    along.
     """
-    path = Path(target).expanduser()
+    path = local(target).expanduser()
+    fetch(path, "study.toml")
     if path.is_dir():
         if not (path / "study.toml").exists():
             raise UserError(
-                f"{path}: not a study folder (no study.toml in it); run `monosem compare STUDY.toml --out {path}`"
+                f"{target}: not a study folder (no study.toml in it); run `monosem compare STUDY.toml --out {target}`"
             )
         return path / "study.toml", path
     if path.exists():

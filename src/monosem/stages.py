@@ -31,9 +31,10 @@ from monosem.measuring import measure_inputs
 from monosem.model import model_identity
 from monosem.processes import joined
 from monosem.progress import Ticker
+from monosem.remote import address, fetch, held, local
 from monosem.report import render
 from monosem.sources import documents, source_files
-from monosem.store import read_json, study_lock, write_json, write_text
+from monosem.store import read_json, write_json, write_text
 from monosem.summary import build_summary
 from monosem.text import pack
 from monosem.tracking import check_tracker, publish
@@ -58,7 +59,8 @@ def compare(
     """Run the stages of a study (or `only` one of STAGES) and return the report's path.
 
     study: a Study, the content of a study file as a dict, or as on the command line: a study file, a study folder, the
-    name of a study that comes along. out: the study folder, by default runs/<study name>. say: called with one line a
+    name of a study that comes along. out: the study folder, also `s3://` or the like (remote.py), by default
+    runs/<study name>. say: called with one line a
     stage; ticker: opens progress bars. Processes that were launched together (torchrun) train together.
     engine: `local`, or `ray` or an address of a Ray cluster; processes: how many train there, 0 for as many as there
     is room for.
@@ -70,12 +72,14 @@ def compare(
         study = load_study(path)
     elif isinstance(study, dict):
         study = make_study(study)
-    folder = Path(out) if out else found or Path("runs") / study.file.name
+    folder = local(out) if out else found or Path("runs") / study.file.name
     if only not in ("harvest", "report"):
         check_tracker(study.file.train.track)
     if engine.startswith("ray://"):
-        job = partial(compare, study, folder.resolve(), only=only, engine="ray", processes=processes)
-        return _cluster(engine).led(engine, job, say, ticker or Ticker())
+        job = partial(compare, study, address(folder), only=only, engine="ray", processes=processes)
+        _cluster(engine).led(engine, job, say, ticker or Ticker())
+        fetch(folder)
+        return folder / "report.html"
     with joined() as world, kernels_of(study):
         if world.rank > 0:
             join_training(Work(study, folder, world=world), world.announced())
@@ -116,7 +120,7 @@ def _cluster(engine: str) -> Any:
 
 def _run_stages(work: Work, names: tuple[str, ...], engine: Engine) -> None:
     folder, study = work.folder, work.study
-    with study_lock(folder):
+    with held(folder, work.say):
         work.stages = read_json(folder / "stages.json") if (folder / "stages.json").exists() else {}
         if not (folder / "study.toml").exists():  # an earlier one stays until a stage has succeeded with this study
             write_text(folder / "study.toml", study.toml())
@@ -142,7 +146,7 @@ def _run_stage(work: Work, name: str, engine: Engine) -> None:
 
 def run_evaluation(
     study: Study,
-    folder: Path,
+    folder: str | Path,
     name: str,
     runs: str = "*",
     settings: list[str] | None = None,
@@ -159,10 +163,10 @@ def run_evaluation(
     Raises UserError for an unknown evaluation or setting, or when no run matches.
     """
     if engine.startswith("ray://") and not dry_run:
-        job = partial(_evaluated_by_lead, study, folder.resolve(), name, runs, settings)
+        job = partial(_evaluated_by_lead, study, address(local(folder)), name, runs, settings)
         return _cluster(engine).led(engine, job, print, ticker or Ticker())
     values = dict(parse_setting(text, "key=value") for text in settings or [])
-    with study_lock(folder), opened("local" if dry_run else engine) as does:
+    with held(folder) as folder, opened("local" if dry_run else engine) as does:
         work = Work(study, folder, ticker=ticker or Ticker())
         infos = work.infos()
         wanted = [info for info in infos if fnmatch.fnmatch(info.name, runs)]
@@ -232,6 +236,8 @@ def _harvest(work: Work, engine: Engine) -> str | None:
     total = packed.eval.tokens.size + packed.train.tokens.size
     partial = work.activations / "partial.json"
     resumed = partial.exists() and read_json(partial).get("header") == header
+    if resumed:
+        fetch(work.activations)
     with work.ticker.bar("harvest", total, "tokens") as bar:
         meta = harvest(
             model,

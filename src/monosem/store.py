@@ -1,4 +1,4 @@
-"""Files: atomic writes, hashes, stage headers, the lock of a study folder. Imports no torch.
+"""Files: atomic writes, hashes, the lock of a study folder, where the cache is. Imports no torch.
 
 Every file appears under its final name only when it is complete: it is written beside the target under a temporary
 name, flushed to disk and renamed.
@@ -16,9 +16,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 from filelock import FileLock, Timeout
 
 from monosem.types import UserError
+
+
+def cache_folder() -> Path:
+    """Return the cache folder: $MONOSEM_CACHE, or the user's cache folder of the operating system."""
+    named = os.environ.get("MONOSEM_CACHE")
+    return Path(named).expanduser() if named else platformdirs.user_cache_path("monosem")
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:

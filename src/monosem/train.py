@@ -21,6 +21,7 @@ from monosem.formats.saelens import save_sae
 from monosem.kernels.threads import run_all, thread_count
 from monosem.mesh import ALONE, Mesh
 from monosem.normaliser import fit_normaliser
+from monosem.remote import keep
 from monosem.store import write_atomic
 from monosem.trainer import Plan, Preparation, RunSpec, Trainer
 from monosem.types import UserError
@@ -66,7 +67,7 @@ def train(
     if plan.batch_size % mesh.data.size:
         raise UserError(f"train.batch_size = {plan.batch_size}: must be a multiple of data_parallel = {mesh.data.size}")
     start = prepare(store, plan)
-    for together in in_step([spec.name for spec in specs], folder):
+    for together in in_step([spec.name for spec in specs], folder, mesh):
         trainers = [Trainer(spec, plan, start, where, mesh) for spec in specs if spec.name in together]
         _train_in_step(trainers, store, folder, report)
 
@@ -123,6 +124,8 @@ def _finish(trainer: Trainer, folder: Path) -> None:
             frame = pl.DataFrame(trainer.log, infer_schema_length=None)
             write_atomic(folder / "log.parquet", frame.write_parquet)
             save_sae(sae, folder)
-            drop_checkpoints(folder)
+            keep(folder)
 
     trainer.mesh.both.agreed(write)
+    drop_checkpoints(folder)
+    trainer.mesh.both.agreed(partial(keep, folder))

@@ -13,6 +13,7 @@ from monosem.activations import Activations, open_activations
 from monosem.config import Study
 from monosem.loading import LoadSpec, Where, load_key, load_run
 from monosem.model import resolve_device
+from monosem.remote import fetch, keep
 from monosem.store import read_json, value_hash
 from monosem.tracking import tracking
 from monosem.train import TRAIN_VERSION, prepare, train
@@ -109,7 +110,9 @@ def train_runs(work: Work, meta: dict[str, Any], together: Together | None = Non
     for spec in todo:
         spec.variant.check(meta["d_in"], spec.d_sae)
     began = any((work.sae_folder(spec.name) / "checkpoint").is_dir() for spec in todo)
+    keep(work.folder)
     processes = (together or _train_here)(work, [spec.name for spec in todo])
+    fetch(work.folder)
     tokens = meta["splits"]["train"]["tokens"]
     kept = len(specs) - len(todo)
     return ("resumed, " if began else "") + (
@@ -136,8 +139,11 @@ def join_training(work: Work, names: list[str]) -> None:
     file, world = work.study.file, work.world
 
     def begun() -> tuple[Plan, list[RunSpec], Activations, torch.device]:
+        fetch(work.folder)
         plan, specs = plan_of(work.study, read_json(work.activations / "meta.json"))
         todo = [spec for spec in specs if spec.name in names]
+        for spec in todo:
+            fetch(work.sae_folder(spec.name) / "checkpoint")
         return plan, todo, open_activations(work.activations, "train"), resolve_device(file.model.device)
 
     plan, todo, store, device = world.everyone.agreed(begun)

@@ -18,11 +18,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from monosem.store import file_hash, read_json
+from monosem.store import cache_folder, file_hash, read_json
 from monosem.types import UserError
 
 _HEADER = "monosem.json"
@@ -84,12 +83,6 @@ SAELENS = Package(
     "a8f533bde5024f067de482fece4fb975b39f341d0cb781ca5afedce1b2e91c31",
     321_896,
 )
-
-
-def cache_folder() -> Path:
-    """Return the cache folder: $MONOSEM_CACHE, or the user's cache folder of the operating system."""
-    named = os.environ.get("MONOSEM_CACHE")
-    return Path(named).expanduser() if named else platformdirs.user_cache_path("monosem")
 
 
 def wheel(package: Package) -> Path:

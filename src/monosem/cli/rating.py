@@ -7,16 +7,17 @@ from typing import Annotated, Literal
 
 import typer
 
+from monosem.remote import at_hand
 from monosem.types import UserError
 
 app = typer.Typer(no_args_is_help=True, help="Draw features for blind rating, lock the ratings, unblind them.")
 
-StudyFolder = Annotated[Path, typer.Argument(metavar="STUDY_DIR", help="A study folder.")]
+StudyFolder = Annotated[str, typer.Argument(metavar="STUDY_DIR", help="A study folder, also s3:// or gs://.")]
 
 
 @app.command()
 def draw(
-    folder: StudyFolder,
+    study: StudyFolder,
     features: Annotated[int, typer.Option("--features", help="How many features of each run.", min=1)] = 25,
     runs: Annotated[str, typer.Option("--runs", help="Only runs whose name matches this pattern.")] = "*",
     sampling: Annotated[
@@ -33,10 +34,9 @@ def draw(
     """Draw the features to be rated: a packet for the raters, and a key apart."""
     from monosem.rating.draw import draw as draw_features
     from monosem.rating.store import writable
-    from monosem.store import study_lock
+    from monosem.remote import held
 
-    folder = _study_folder(folder)
-    with writable(folder), study_lock(folder):
+    with held(_study_folder(study)) as folder, writable(folder):
         told = draw_features(
             folder, features=features, runs=runs, sampling=sampling, empty=empty, seed=seed, force=force
         )
@@ -45,19 +45,20 @@ def draw(
 
 
 @app.command()
-def freeze(folder: StudyFolder) -> None:
+def freeze(study: StudyFolder) -> None:
     """Lock the ratings: later ones are refused, and changes are noticed."""
     from monosem.rating.store import Files
     from monosem.rating.store import freeze as freeze_ratings
 
-    files = Files(_study_folder(folder))
-    found = freeze_ratings(files)
+    with at_hand(_study_folder(study)) as folder:
+        files = Files(folder)
+        found = freeze_ratings(files)
     typer.echo(f"{found['ratings']} ratings by {', '.join(found['raters'])} are frozen: {files.frozen}")
 
 
 @app.command()
 def analyse(
-    folder: StudyFolder,
+    study: StudyFolder,
     axis: Annotated[
         list[str] | None, typer.Option("--axis", help="consistency or complexity; both without this.")
     ] = None,
@@ -66,14 +67,15 @@ def analyse(
     from monosem.rating.analysis import AXES
     from monosem.rating.analysis import analyse as analyse_ratings
 
-    for line in analyse_ratings(_study_folder(folder), tuple(axis or AXES)):
-        typer.echo(line)
+    with at_hand(_study_folder(study)) as folder:
+        for line in analyse_ratings(folder, tuple(axis or AXES)):
+            typer.echo(line)
 
 
-def _study_folder(folder: Path) -> Path:
+def _study_folder(study: str) -> Path:
     from monosem.catalogue import find_study
 
-    found = find_study(str(folder))[1]
+    found = find_study(study)[1]
     if found is None:
-        raise UserError(f"{folder}: a study folder is wanted here (one that `monosem compare` wrote)")
+        raise UserError(f"{study}: a study folder is wanted here (one that `monosem compare` wrote)")
     return found

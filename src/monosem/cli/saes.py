@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from monosem.remote import at_hand
+
 app = typer.Typer()
 Spec = Annotated[
     str, typer.Argument(metavar="SPEC", help="A folder, a file, hf:owner/name[/folder] or saelens:release/id.")
@@ -66,14 +68,16 @@ def doctor(
     raise typer.Exit(0 if found.verdict == "right" else 1)
 
 
-Shared = Annotated[Path, typer.Argument(metavar="DIR", help="An SAE (saes/<run>) or a whole study folder.")]
+Shared = Annotated[
+    str, typer.Argument(metavar="DIR", help="An SAE (saes/<run>) or a whole study, also s3:// or gs://.")
+]
 License = Annotated[str | None, typer.Option("--license", help="The hub's name of a licence, for the card.")]
 Repository = Annotated[str, typer.Argument(metavar="hf:OWNER/NAME[/FOLDER]", help="A model repository of the hub.")]
 
 
 @app.command()
 def card(
-    folder: Shared,
+    shared: Shared,
     out: Annotated[Path | None, typer.Option("--out", help="Where to; default DIR/README.md.")] = None,
     repo: Annotated[str, typer.Option("--repo", help="The repository that it will lie in.")] = "hf:OWNER/NAME",
     license: License = None,
@@ -81,13 +85,14 @@ def card(
     """Write a model card with its figure beside it: numbers, definitions, how to load, how it was trained."""
     from monosem.card import write_card
 
-    for path in write_card(folder, out or folder / "README.md", repo, license):
-        typer.echo(path)
+    with at_hand(shared) as folder:
+        for path in write_card(folder, out or folder / "README.md", repo, license):
+            typer.echo(path)
 
 
 @app.command()
 def push(
-    folder: Shared,
+    shared: Shared,
     repo: Repository,
     private: Annotated[bool, typer.Option("--private", help="Only you and your organisation can read it.")] = False,
     revision: Annotated[str | None, typer.Option("--revision", help="A branch, made if there is none.")] = None,
@@ -101,13 +106,15 @@ def push(
     from monosem.hub import push as push_files
 
     place = f"{repo}@{revision}" if revision else repo
-    files = shared_files(folder, place, license, card)
-    sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
-    for name, size in sizes.items():
-        typer.echo(f"{size:>13,}  {name}")
-    total = f"{len(files)} files, {sum(sizes.values()):,} bytes"
-    if dry_run:
-        typer.echo(f"{total}; nothing was sent")
-        return
-    url = push_files(files, place, private=private, message=message or f"monosem: {folder.resolve().name}")
+    with at_hand(shared) as folder:
+        files = shared_files(folder, place, license, card)
+        sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
+        for name, size in sizes.items():
+            typer.echo(f"{size:>13,}  {name}")
+        total = f"{len(files)} files, {sum(sizes.values()):,} bytes"
+        if dry_run:
+            typer.echo(f"{total}; nothing was sent")
+            return
+        message = message or f"monosem: {Path(shared).absolute().name}"
+        url = push_files(files, place, private=private, message=message)
     typer.echo(f"{total}, in one commit: {url}")

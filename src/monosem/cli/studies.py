@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from monosem.environment import leads
+from monosem.remote import address, at_hand, is_url
 
 app = typer.Typer()
 
@@ -17,7 +18,8 @@ Target = Annotated[
         metavar="[STUDY.toml | STUDY_DIR | NAME]", help="A study file, a study folder or a study that comes along."
     ),
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="Study folder; default runs/<study name>.")]
+Out = Annotated[str | None, typer.Option("--out", help="Study folder, also s3:// or gs://; default runs/<study name>.")]
+StudyFolder = Annotated[str, typer.Argument(metavar="STUDY_DIR", help="A study folder, also s3:// or gs://.")]
 Reference = Annotated[
     bool, typer.Option("--reference", help="Use the slow, readable references instead of the kernels.")
 ]
@@ -125,7 +127,7 @@ def evaluate(
 
 @app.command()
 def serve(
-    folder: Annotated[Path, typer.Argument(metavar="STUDY_DIR", help="A study folder.")],
+    study: StudyFolder,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; others than this machine's are open.")] = (
         "127.0.0.1"
     ),
@@ -137,12 +139,13 @@ def serve(
     """Browse a study's features, search them by a text, and rate them, in a local web app."""
     from monosem.serving import serve as serve_app
 
-    serve_app(folder, host=host, port=port, show=show, say=typer.echo)
+    with at_hand(study) as folder:
+        serve_app(folder, host=host, port=port, show=show, say=typer.echo)
 
 
 @app.command(name="export-features")
 def export_features(
-    folder: Annotated[Path, typer.Argument(metavar="STUDY_DIR", help="A study folder.")],
+    study: StudyFolder,
     out: Annotated[Path | None, typer.Option("--out", help="Where to; default STUDY_DIR/features.")] = None,
     runs: Annotated[str, typer.Option("--runs", help="Only runs whose name matches this pattern.")] = "*",
     features: Annotated[int, typer.Option("--features", help="How many of each run, evenly spaced; 0: all.", min=0)] = (
@@ -153,12 +156,13 @@ def export_features(
     """Write features as pages that need no server, or as SAEDashboard's or Neuronpedia's JSON."""
     from monosem.exports import export_features as export
 
-    typer.echo(f"{export(folder, out or folder / 'features', runs, features, format, typer.echo)}")
+    with at_hand(study) as folder:
+        typer.echo(f"{export(folder, out or folder / 'features', runs, features, format, typer.echo)}")
 
 
 @app.command(name="export-results")
 def export_results(
-    folder: Annotated[Path, typer.Argument(metavar="STUDY_DIR", help="A study folder.")],
+    study: StudyFolder,
     out: Annotated[Path | None, typer.Option("--out", help="Where to; default STUDY_DIR/saebench.")] = None,
     runs: Annotated[str, typer.Option("--runs", help="Only runs whose name matches this pattern.")] = "*",
     format: Annotated[str, typer.Option("--format", help="saebench.")] = "saebench",
@@ -166,8 +170,9 @@ def export_results(
     """Write results as SAEBench result files, with monosem's definitions and intervals beside its names."""
     from monosem.exports import export_results as export
 
-    out = out or folder / "saebench"
-    files = export(folder, out, runs, format, typer.echo)
+    with at_hand(study) as folder:
+        out = out or folder / "saebench"
+        files = export(folder, out, runs, format, typer.echo)
     typer.echo(f"{len(files)} files in {out}")
 
 
@@ -184,7 +189,7 @@ def _with_reference(settings: list[str] | None, reference: bool) -> list[str] | 
     return [*(settings or []), "compute.reference=true"] if reference else settings
 
 
-def _load(target: str, out: Path | None, settings: list[str] | None) -> tuple[Any, Path]:
+def _load(target: str, out: str | None, settings: list[str] | None) -> tuple[Any, str | Path]:
     from monosem.catalogue import find_study
     from monosem.config import load_study
 
@@ -194,7 +199,7 @@ def _load(target: str, out: Path | None, settings: list[str] | None) -> tuple[An
 
 
 def _run(
-    command: str, target: str, out: Path | None, settings: list[str] | None, engine: str = "local", processes: int = 0
+    command: str, target: str, out: str | None, settings: list[str] | None, engine: str = "local", processes: int = 0
 ) -> None:
     """Run the stages of a command, or start several processes that do, and end with their exit code."""
     if engine == "local" and processes > 1:
@@ -202,7 +207,7 @@ def _run(
         from monosem.processes import launch
 
         options = [
-            *(["--out", str(out)] if out else []),
+            *(["--out", out] if out else []),
             *(part for text in settings or [] for part in ("--set", text)),
         ]
         raise typer.Exit(launch(run_arguments, [command, target, *options], processes))
@@ -220,4 +225,5 @@ def _run(
             typer.echo("stopped; the same command goes on from the last finished shard or checkpoint")
         raise typer.Exit(130) from None
     if only in (None, "report") and leads():
-        typer.echo(f"report: {path}")
+        where = address(path.parent)
+        typer.echo(f"report: {path}" + (f" ({where}/{path.name})" if is_url(where) else ""))

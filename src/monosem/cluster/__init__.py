@@ -7,7 +7,7 @@ machine was lost. All machines see the study folder under the same path; results
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 from collections.abc import Callable, Collection
 from dataclasses import asdict
 from functools import partial
@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 import ray.data
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
@@ -30,6 +31,7 @@ from monosem.evaluate import evaluate, to_judge
 from monosem.harvest import Make, Progress, Record, Shard
 from monosem.measuring import measure_runs, unmeasured
 from monosem.processes import PATIENCE, RESTARTS
+from monosem.remote import fetch, keep, storage
 from monosem.training import train_runs
 from monosem.types import UserError
 from monosem.work import Work
@@ -51,6 +53,7 @@ class RayEngine(Engine):
     def _make_shards(self, work: Work, todo: list[Shard], record: Record, progress: Progress) -> None:
         if not todo:
             return
+        keep(work.folder)
         room = self._slots(work)
         context, sizes = work.study.file.model.context, {shard.name: shard.stop - shard.start for shard in todo}
         made = ray.data.from_items([asdict(shard) for shard in todo], override_num_blocks=len(todo)).map(
@@ -76,6 +79,7 @@ class RayEngine(Engine):
         count = self.processes or max(1, min(room.count // together, len(names))) * together
         room = self._slots(work, count)
         meter = start_meter()
+        files, path = storage(work.folder / "ray")
         trainer = TorchTrainer(
             train_part,
             train_loop_config={"work": place_of(work), "names": names, "meter": meter},
@@ -87,7 +91,8 @@ class RayEngine(Engine):
             ),
             run_config=RunConfig(
                 name="train",
-                storage_path=str(work.folder.resolve() / "ray"),
+                storage_path=path,
+                storage_filesystem=PyFileSystem(FSSpecHandler(files)),
                 failure_config=FailureConfig(max_failures=RESTARTS, controller_failure_limit=RESTARTS),
             ),
         )
@@ -105,7 +110,8 @@ class RayEngine(Engine):
                 "command goes on"
             ) from error
         finally:
-            shutil.rmtree(work.folder / "ray", ignore_errors=True)
+            with contextlib.suppress(OSError):
+                files.rm(path, recursive=True)
         if failure:
             raise UserError(failure)
         return count
@@ -135,6 +141,7 @@ class RayEngine(Engine):
         """Call `part(work, names, *arguments)` in tasks, for some of the runs each. Raises what one of them returns."""
         if not infos:
             return
+        keep(work.folder)
         room, names = self._slots(work), [info.name for info in infos]
         task: Any = ray.remote(part).options(num_cpus=room.cpus, num_gpus=room.gpus, max_retries=RESTARTS)
         chunks = [chunk for start in range(room.count) if (chunk := names[start :: room.count])]
@@ -145,6 +152,7 @@ class RayEngine(Engine):
                 if failure := ray.get(done[0]):
                     raise UserError(failure)
                 bar.add(waiting.pop(done[0]))
+        fetch(work.folder)
 
     def _slots(self, work: Work, wanted: int = 0) -> Slots:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

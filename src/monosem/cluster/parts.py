@@ -22,6 +22,7 @@ from monosem.evaluate import evaluate
 from monosem.harvest import Shard, columns_of, write_shard
 from monosem.measuring import measure_runs
 from monosem.processes import joined
+from monosem.remote import address, fetch, keep, local
 from monosem.store import read_json
 from monosem.text import Rows
 from monosem.training import join_training
@@ -46,12 +47,12 @@ class Place:
     def work(self) -> Iterator[Work]:
         """Work on the study in this process."""
         with moved(self.start), kernels_of(self.study):
-            yield Work(self.study, Path(self.folder))
+            yield Work(self.study, local(self.folder))
 
 
 def place_of(work: Work) -> Place:
     """Return what another process needs to go on with this work."""
-    return Place(work.study, str(work.folder.resolve()), os.getcwd())
+    return Place(work.study, address(work.folder), os.getcwd())
 
 
 class Harvester:
@@ -72,6 +73,7 @@ class Harvester:
         with self.place.work() as work:
             file = work.study.file
             if not self.rows:
+                fetch(work.activations / "partial.json")
                 self.model = work.get_model()
                 digest = read_json(work.activations / "partial.json")["tokens"]
                 for split in ("eval", "train"):
@@ -81,7 +83,9 @@ class Harvester:
             columns, outliers = columns_of(
                 self.model, site, self.rows[shard.split], shard, file.model.batch_rows, limit
             )
-            return write_shard(work.activations, shard.name, columns, outliers)
+            made = write_shard(work.activations, shard.name, columns, outliers)
+            keep(work.activations / shard.name)
+            return made
 
 
 P = ParamSpec("P")
@@ -101,6 +105,16 @@ def _saying(part: Callable[P, object]) -> Callable[P, str]:
     return say
 
 
+@contextlib.contextmanager
+def _brought(work: Work) -> Iterator[None]:
+    """Have on this machine what others have made, and elsewhere what is made here."""
+    fetch(work.folder)
+    try:
+        yield
+    finally:
+        keep(work.folder)
+
+
 @_saying
 def train_part(config: dict[str, Any]) -> None:
     """Train as one of the processes of a TorchTrainer."""
@@ -113,12 +127,12 @@ def train_part(config: dict[str, Any]) -> None:
 @_saying
 def measure_part(place: Place, names: list[str], shared: dict[str, Any]) -> None:
     """Measure some runs."""
-    with place.work() as work:
+    with place.work() as work, _brought(work):
         measure_runs(work, [info for info in work.infos() if info.name in names], shared)
 
 
 @_saying
 def judge_part(place: Place, names: list[str], evaluation: Evaluation, name: str, shared: dict[str, Any]) -> None:
     """Run an evaluation over some runs."""
-    with place.work() as work:
+    with place.work() as work, _brought(work):
         evaluate(evaluation, name, work.inputs(work.infos()), shared, names)
