@@ -30,10 +30,11 @@ from tests.conftest import make_documents, study_of
 from tests.test_story import ENVIRONMENT, command, run, run_alone, write_study
 
 pytest.importorskip("ray")
-s3fs = pytest.importorskip("s3fs")
+pytest.importorskip("s3fs")
 
 from monosem.cluster.meter import FarTicker, Meter, _Drawing
 from monosem.cluster.slots import Slots, slots
+from monosem.remote.place import Place
 
 RUNS: list[dict[str, Any]] = [{"variant": "standard", "l1_coefficient": 0.5}, {"variant": "topk", "k": [4, 8]}]
 
@@ -263,7 +264,7 @@ def test_machines_share_a_bucket_and_no_folder(
     url, log, cache = f"{bucket}/{tmp_path.name}", tmp_path / "log", tmp_path / "cache"
     environment = {**ENVIRONMENT, **os.environ, "MONOSEM_CACHE": str(cache)}
     split = ("--engine", cluster.client, "--nproc", "2", "--set", "compute.feature_parallel=2")
-    store = s3fs.S3FileSystem(use_listings_cache=False)
+    store, root = Place(url).connect()
     with open(log, "w") as file:
         process = subprocess.Popen(
             command("compare", made[0], "--out", url, *split), env=environment, stdout=file, stderr=file
@@ -280,7 +281,7 @@ def test_machines_share_a_bucket_and_no_folder(
         os.kill(cluster.workers("RayTrainWorker")[0], signal.SIGKILL)
         assert process.wait(300) == 0, log.read_text()[-3000:]
     assert "2 processes" in log.read_text()
-    names = {path.removeprefix(f"{url.removeprefix('s3://')}/") for path in store.find(url)}
+    names = {path.removeprefix(f"{root}/") for path in store.find(url)}
     assert not [name for name in names if "checkpoint" in name or name.startswith((".", "ray/"))]
     folder = next((cache / "studies").iterdir())
     assert (folder / "report.html").exists()

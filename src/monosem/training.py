@@ -109,6 +109,8 @@ def train_runs(work: Work, meta: dict[str, Any], together: Together | None = Non
         return None
     for spec in todo:
         spec.variant.check(meta["d_in"], spec.d_sae)
+    if together is None:
+        _fetch_checkpoints(work, todo)
     began = any((work.sae_folder(spec.name) / "checkpoint").is_dir() for spec in todo)
     keep(work.folder)
     processes = (together or _train_here)(work, [spec.name for spec in todo])
@@ -142,8 +144,7 @@ def join_training(work: Work, names: list[str]) -> None:
         fetch(work.folder)
         plan, specs = plan_of(work.study, read_json(work.activations / "meta.json"))
         todo = [spec for spec in specs if spec.name in names]
-        for spec in todo:
-            fetch(work.sae_folder(spec.name) / "checkpoint")
+        _fetch_checkpoints(work, todo)
         return plan, todo, open_activations(work.activations, "train"), resolve_device(file.model.device)
 
     plan, todo, store, device = world.everyone.agreed(begun)
@@ -169,6 +170,11 @@ def join_training(work: Work, names: list[str]) -> None:
             world.everyone.agreed(trained)
         finally:
             torch.set_num_threads(threads)
+
+
+def _fetch_checkpoints(work: Work, specs: list[RunSpec]) -> None:
+    for spec in specs:
+        fetch(work.sae_folder(spec.name) / "checkpoint")
 
 
 def _trained(folder: Path, key: str) -> bool:

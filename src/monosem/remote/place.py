@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,9 @@ class Place:
 
         Raises UserError when there is no such kind of store, or what reaches it isn't installed.
         """
-        from fsspec.core import url_to_fs
-
         protocol = self.url.partition("://")[0]
         try:
-            return url_to_fs(self.url, use_listings_cache=False)
+            return _connected(self.url)
         except ImportError as error:
             extra = {"s3": "'monosem[s3]'", "gs": "'monosem[gs]'"}.get(protocol, f"the package for {protocol}")
             raise UserError(f"{self.url}: {error}; pip install {extra}") from error
@@ -94,6 +93,13 @@ class Place:
                 f"{self.url}: can't be {how} ({reason}); see that the place exists and that this machine may use it "
                 "(credentials, network). What was finished stays; the same command goes on"
             ) from error
+
+
+@lru_cache
+def _connected(url: str) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
+
+    return url_to_fs(url, use_listings_cache=False)  # which would make another one for each thread
 
 
 def _version(info: dict[str, Any]) -> str:
