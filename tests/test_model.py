@@ -9,7 +9,9 @@ import pytest
 import torch
 import transformers
 
+from monosem.evals.logits import unembed
 from monosem.model import Model, load_model, model_identity, resolve_dtype
+from monosem.spread import Spread
 from monosem.types import UserError
 
 BASE: dict[str, Any] = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -144,3 +146,38 @@ def test_identity_is_known_without_loading(tiny_lm: Path) -> None:
 def test_auto_dtype_is_native_bfloat16_or_float32() -> None:
     assert resolve_dtype("auto", torch.device("cpu")) in (torch.bfloat16, torch.float32)
     assert resolve_dtype("float16", torch.device("cpu")) is torch.float16
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("site", ["blocks.0.hook_resid_post", "blocks.2.hook_resid_post", "blocks.3.hook_mlp_out"])
+def test_a_model_that_is_partly_on_disk_computes_the_same(tiny_lm: Path, dtype: str, site: str) -> None:
+    pytest.importorskip("accelerate")
+    whole = load_model(str(tiny_lm), dtype=dtype, device="cpu")
+    size = sum(parameter.nbytes for parameter in whole.lm.parameters())
+    spread = load_model(str(tiny_lm), dtype=dtype, spread=Spread("auto", {"cpu": f"{size * 6 // 10000}KB"}))
+    assert {"cpu", "disk"} == set(spread.lm.hf_device_map.values())
+    assert any(parameter.is_meta for parameter in spread.lm.parameters())
+    assert spread.identity == whole.identity
+    tokens = torch.randint(0, 300, (3, 16), generator=torch.Generator().manual_seed(0))
+    found = []
+    for model in (whole, spread, spread):  # twice: what a run skips works again afterwards
+        at = model.site(site)
+        prefix = model.prefix(tokens, at)
+        edited = model.run(tokens, at, lambda x: x * 0.5, prefix=prefix)
+        plain = model.run(tokens, rows=torch.ones(3, 16, dtype=torch.bool))
+        found.append((prefix.activations, edited, plain, unembed(model.lm)))
+    for other in found[1:]:
+        for ours, theirs in zip(other, found[0], strict=True):
+            assert torch.equal(ours, theirs)
+    assert spread.device.type == "cpu"
+
+
+def test_what_keeps_a_model_from_being_spread_is_said(tiny_lm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("accelerate")
+    with pytest.raises(UserError, match=r"model.max_memory = .*: nothing of the model fits into that; allow more"):
+        load_model(str(tiny_lm), spread=Spread("auto", {"cpu": "1KB"}))
+    with pytest.raises(UserError, match=r"model.max_memory = .*lots"):
+        load_model(str(tiny_lm), spread=Spread("auto", {"cpu": "lots"}))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(UserError, match=r"needs Accelerate; install it with pip install 'monosem\[large\]'"):
+        load_model(str(tiny_lm), spread=Spread("auto"))

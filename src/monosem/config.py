@@ -32,6 +32,7 @@ class ModelConfig(_Section):
     name: Hugging Face id or local folder; empty for the embedded SmolLM2-135M-Instruct.
     site: hook name (`blocks.10.hook_resid_post`, see docs/sites.md) or a module path.
     dtype: arithmetic of the forward pass; `auto` is bfloat16 where the machine computes it natively.
+    device_map, max_memory: for a model that doesn't fit on one device, Accelerate's way to spread it.
     context: tokens a row; batch_rows: rows a forward pass.
     """
 
@@ -40,6 +41,8 @@ class ModelConfig(_Section):
     site: str = "blocks.10.hook_resid_post"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
+    device_map: Literal["", "auto", "balanced", "balanced_low_0", "sequential"] = ""
+    max_memory: dict[str, str] = Field(default_factory=dict)
     context: int = Field(default=128, ge=8)
     batch_rows: int = Field(default=8, ge=1)
 

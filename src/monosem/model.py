@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from monosem.sites import HOOKS, Site, find_blocks, hook_site, is_inside, path_of
+from monosem.spread import Spread
 from monosem.store import file_hash
 from monosem.types import UserError
 
@@ -65,8 +66,9 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
-        return next(self.lm.parameters()).device
+        """Where the model lives; of one that is spread, where tokens go in and activations come out."""
+        devices = (parameter.device for parameter in self.lm.parameters())
+        return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
 
     def site(self, name: str) -> Site:
         """Return the site called `name`: `blocks.{L}.<hook>` or a module path (its output).
@@ -105,7 +107,7 @@ class Model:
             kept["hidden"] = _hidden_in(args, kwargs)
 
         def keep_site(value: Tensor) -> Tensor:
-            kept["activations"] = value
+            kept["activations"] = value.to(self.device)
             raise _Stop
 
         def see_block(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
@@ -157,9 +159,12 @@ class Model:
         return self.lm(input_ids=tokens, use_cache=False)
 
 
-def load_model(name: str = "", *, dtype: str = "auto", device: str = "auto", revision: str = "") -> Model:
+def load_model(
+    name: str = "", *, dtype: str = "auto", device: str = "auto", revision: str = "", spread: Spread | None = None
+) -> Model:
     """Load a Hugging Face causal LM (id or local folder), or the embedded model when `name` is empty.
 
+    spread: instead of `device`, over several; arithmetic still is what `dtype` means on that.
     Raises UserError when there is no such model, or it can't be read.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -171,8 +176,10 @@ def load_model(name: str = "", *, dtype: str = "auto", device: str = "auto", rev
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
     options: dict[str, Any] = {"revision": revision} if revision else {}
+    spread = spread or Spread()
+    places = spread.options()
     try:
-        lm = AutoModelForCausalLM.from_pretrained(source, dtype=kind, use_safetensors=True, **options)
+        lm: Any = AutoModelForCausalLM.from_pretrained(source, dtype=kind, use_safetensors=True, **options, **places)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().split("\n")[0]
@@ -181,7 +188,10 @@ def load_model(name: str = "", *, dtype: str = "auto", device: str = "auto", rev
             "config.json and safetensors weights, or leave it empty for the embedded model"
         ) from error
     identity = {"name": name or "embedded", "dtype": str(kind).removeprefix("torch."), **_fingerprint(source, lm)}
-    lm.to(where)  # pyright: ignore[reportArgumentType]
+    if places:
+        spread.check(lm)
+    else:
+        lm.to(where)
     return Model(lm, tokenizer, name or "SmolLM2-135M-Instruct (embedded)", identity)
 
 
@@ -254,15 +264,18 @@ def _hidden_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 @contextlib.contextmanager
 def _edited(site: Site, edit: Edit) -> Iterator[None]:
-    """Apply `edit` to the site's activations in every forward pass inside the block."""
+    """Apply `edit` to the site's activations in every forward pass inside the block; results stay on their device."""
+
+    def edited(x: Tensor) -> Tensor:
+        return edit(x).to(x.device)
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:
-            return (edit(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": edit(kwargs["hidden_states"])}
+            return (edited(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": edited(kwargs["hidden_states"])}
 
     def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+        return (edited(output[0]), *output[1:]) if isinstance(output, tuple) else edited(output)
 
     if site.is_input:
         hook = site.module.register_forward_pre_hook(before, with_kwargs=True)
@@ -278,13 +291,16 @@ def _edited(site: Site, edit: Edit) -> Iterator[None]:
 def _skipped(blocks: nn.ModuleList, prefix: Prefix) -> Iterator[None]:
     """Let `blocks` pass the prefix's hidden state on instead of computing it. Their hooks still run."""
     output = (prefix.hidden,) if prefix.in_tuples else prefix.hidden
+    own = [vars(block).get("forward") for block in blocks]  # Accelerate's, which would fetch weights
     for block in blocks:
         object.__setattr__(block, "forward", lambda *_args, **_kwargs: output)
     try:
         yield
     finally:
-        for block in blocks:
+        for block, forward in zip(blocks, own, strict=True):
             object.__delattr__(block, "forward")
+            if forward is not None:
+                object.__setattr__(block, "forward", forward)
 
 
 @contextlib.contextmanager

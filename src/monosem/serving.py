@@ -74,10 +74,14 @@ def make_search(folder: Path, load: Callable[[], Model] | None = None) -> Search
     def model() -> tuple[Model, str, int]:
         from monosem.config import load_study
         from monosem.model import load_model
+        from monosem.spread import Spread
 
         m = load_study(folder / "study.toml").file.model
-        loaded = load() if load else load_model(m.name, dtype=m.dtype, device=m.device, revision=m.revision)
-        return loaded, m.site, m.context
+        if load:
+            return load(), m.site, m.context
+        spread = Spread(m.device_map, m.max_memory)
+        found = load_model(m.name, dtype=m.dtype, device=m.device, revision=m.revision, spread=spread)
+        return found, m.site, m.context
 
     @lru_cache(maxsize=KEPT_SAES)
     def sae(run: str, _changed: int) -> Sae:

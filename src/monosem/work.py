@@ -12,6 +12,7 @@ from monosem.evals import Inputs, RunInfo
 from monosem.model import Model, load_model
 from monosem.processes import World
 from monosem.progress import Ticker
+from monosem.spread import Spread
 from monosem.store import read_json
 from monosem.types import UserError
 
@@ -32,7 +33,8 @@ class Work:
         """Load the study's language model, once."""
         if self.model is None:
             m = self.study.file.model
-            self.model = load_model(m.name, dtype=m.dtype, device=m.device, revision=m.revision)
+            spread = Spread(m.device_map, m.max_memory)
+            self.model = load_model(m.name, dtype=m.dtype, device=m.device, revision=m.revision, spread=spread)
         return self.model
 
     def infos(self) -> list[RunInfo]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from monosem.evals import Evaluation, Inputs, Judged, Result, RunInfo
 from monosem.formats.saelens import load_sae
 from monosem.schema import Chart
+from monosem.spread import loaded
 
 SHOWN = 10
 CHUNK_VALUES = 2**24  # logits held at once: 64 MiB in float32
@@ -70,15 +71,17 @@ def unembed(lm: Any) -> Tensor | None:
     None where there is no norm between the last block and the unembedding, or their widths differ. What the norm does
     is asked of it, not looked up by its class: a vector of mean 0 and mean square 1 comes back as its scale.
     """
-    weight = lm.get_output_embeddings().weight.float()
+    unembedding = lm.get_output_embeddings()
+    with loaded(unembedding):
+        weight = unembedding.weight.float()
     d = weight.shape[1]
     norm = _final_norm(lm, d)
     if norm is None:
         return None
     kind = next(norm.parameters())
-    probe = torch.tensor([1.0, -1.0], device=kind.device).repeat(d // 2 + 1)[:d]
+    probe = torch.tensor([1.0, -1.0], device=weight.device).repeat(d // 2 + 1)[:d]
     probe = (probe - probe.mean()).to(kind.dtype)[None]
-    scale = ((norm(probe) - norm(-probe)) / (2 * probe)).float()
+    scale = ((norm(probe) - norm(-probe)) / (2 * probe)).to(weight)
     centres = torch.allclose(norm(probe + 1), norm(probe), atol=1e-2)
     folded = weight * scale
     return (folded - folded.mean(dim=1, keepdim=True) if centres else folded).contiguous()

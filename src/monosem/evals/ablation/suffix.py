@@ -16,6 +16,7 @@ from torch import Tensor
 from monosem.evals.ablation.positions import SPAN
 from monosem.model import Model, Prefix, Site
 from monosem.resumed import going_on, recording, shared
+from monosem.types import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +38,11 @@ def in_float32(model: Model) -> Model:
     """Return the model in float32 arithmetic: itself, or a copy of the same weights."""
     if model.dtype == torch.float32:
         return model
+    if getattr(model.lm, "hf_device_map", None):
+        raise UserError(
+            f"model.device_map: ablation computes in float32, and no copy of a model that is spread can be made; set "
+            f'model.dtype = "float32" (it is {str(model.dtype).removeprefix("torch.")})'
+        )
     return Model(copy.deepcopy(model.lm).float(), model.tokenizer, model.name, model.identity)
 
 
