@@ -264,10 +264,11 @@ def test_machines_share_a_bucket_and_no_folder(
     url, log, cache = f"{bucket}/{tmp_path.name}", tmp_path / "log", tmp_path / "cache"
     environment = {**ENVIRONMENT, **os.environ, "MONOSEM_CACHE": str(cache)}
     split = ("--engine", cluster.client, "--nproc", "2", "--set", "compute.feature_parallel=2")
+    seldom = ("--set", "train.checkpoint_seconds=0.5")
     store, root = Place(url).connect()
     with open(log, "w") as file:
         process = subprocess.Popen(
-            command("compare", made[0], "--out", url, *split), env=environment, stdout=file, stderr=file
+            command("compare", made[0], "--out", url, *split, *seldom), env=environment, stdout=file, stderr=file
         )
 
         def running(there: Any) -> Any:

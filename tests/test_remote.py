@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from monosem.remote import at_hand, fetch, held, keep, lease, local, working_copy
 from monosem.remote.place import Place
@@ -223,6 +225,36 @@ def test_another_machine_goes_on_after_kill_9(lab: Lab, tiny_lm: Path, corpus: P
     run("compare", path, "--out", tmp_path / "here")
     for weights in (tmp_path / "here").glob("saes/*/sae_weights.safetensors"):
         assert file_hash(b / weights.relative_to(tmp_path / "here")) == file_hash(weights)
+    assert not [name for name in lab.there() if "checkpoint" in name]
+
+
+def test_machines_of_torchrun_share_a_bucket_and_no_folder(
+    lab: Lab, tiny_lm: Path, corpus: Path, tmp_path: Path
+) -> None:
+    study = study_of(tiny_lm, corpus, RUNS)
+    study["train"] |= {"checkpoint_seconds": 0.0, "tokens": 128 * 30}
+    path = write_study(study, tmp_path / "study.toml")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    nodes = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}"]
+    launch = [sys.executable, "-m", "torch.distributed.run", *nodes, "--local-addr=127.0.0.1", "-m", "monosem"]
+    arguments = [*launch, "compare", str(path), "--out", lab.url, "--set", "compute.feature_parallel=2"]
+    processes = []
+    for machine in ("a", "b"):
+        lab.on(machine)
+        environment = {**ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": "1"}
+        processes.append(subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True))
+    said = "".join(process.communicate(timeout=200)[0] for process in processes)
+    assert [process.returncode for process in processes] == [0, 0]
+    assert "2 processes" in said
+    run("compare", path, "--out", tmp_path / "here")
+    c = lab.on("c")
+    fetch(c)
+    for weights in (tmp_path / "here").glob("saes/*/sae_weights.safetensors"):
+        found = load_file(c / weights.relative_to(tmp_path / "here"))
+        for name, value in load_file(weights).items():
+            assert float((found[name] - value).norm()) <= 1e-5 * float(value.norm()), (weights, name)
     assert not [name for name in lab.there() if "checkpoint" in name]
 
 
