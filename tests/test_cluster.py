@@ -21,21 +21,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from monosem.progress import Bar, Ticker
+from monosem.stages import _addressed, harvest_header
 from monosem.store import file_hash, read_json
 from monosem.types import UserError
+from monosem.work import Work
 from tests.conftest import make_documents, study_of
 from tests.test_story import ENVIRONMENT, command, run, run_alone, write_study
 
 pytest.importorskip("ray")
 pytest.importorskip("s3fs")
 
+from ray.exceptions import ActorDiedError
+from ray.train.v2.api.exceptions import WorkerGroupError
+
+from monosem.cluster import RayEngine
 from monosem.cluster.meter import FarTicker, Meter, _Drawing
+from monosem.cluster.parts import place_of
 from monosem.cluster.slots import Slots, slots
+from monosem.config import load_study
+from monosem.model import resolve_dtype
 from monosem.remote.place import Place
 
+CPU = torch.device("cpu")
 RUNS: list[dict[str, Any]] = [{"variant": "standard", "l1_coefficient": 0.5}, {"variant": "topk", "k": [4, 8]}]
 
 
@@ -60,6 +71,58 @@ def test_processes_get_what_leaves_room_for_all(
 def test_no_room_is_said(gpu: bool, words: str) -> None:
     with pytest.raises(UserError, match=words):
         slots([{"CPU": 3, "GPU": 1}], 4, gpu=gpu)
+
+
+@pytest.mark.parametrize(("gpu", "words"), [(False, "no cores that are up"), (True, "no GPUs that are up")])
+def test_a_cluster_without_room_at_all_is_named(gpu: bool, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        slots([{"memory": 1.0}], gpu=gpu)
+
+
+def test_places_have_the_arithmetic_of_who_leads(made: tuple[Path, Path]) -> None:
+    study = load_study(made[0], ["model.dtype=auto"])
+    place = place_of(Work(study, made[1]))
+    assert place.study.file.model.dtype == ("bfloat16" if resolve_dtype("auto", CPU) == torch.bfloat16 else "float32")
+    assert place.folder == str(made[1])
+    assert harvest_header(place.study) == harvest_header(study)
+
+
+def test_a_cluster_chooses_devices(made: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0}}])
+    with pytest.raises(UserError, match=r'model.device = "cuda:1": a cluster chooses'):
+        RayEngine()._slots(Work(load_study(made[0], ["model.device=cuda:1"]), made[1]))
+    found = RayEngine()._slots(Work(load_study(made[0], ["model.device=auto"]), made[1]))
+    assert (found.count, found.gpus) == (2, 1)
+
+
+def test_what_no_process_was_lost_for_keeps_its_traceback(
+    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistake of ours is no bad news that the user can mend; a lost process is."""
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}}])
+    monkeypatch.setattr("monosem.cluster.start_meter", lambda: None)
+    work = Work(load_study(made[0]), tmp_path)
+    for failure, kind in ((KeyError("x"), WorkerGroupError), (ActorDiedError(), UserError)):
+        error = WorkerGroupError("said", {0: failure, 1: RuntimeError("a peer has gone")})
+        monkeypatch.setattr("monosem.cluster.followed", _raising(error))
+        with pytest.raises(kind):
+            RayEngine()._train(work, ["topk-k4"])
+
+
+def _raising(error: Exception) -> Any:
+    def followed(*_: Any) -> None:
+        raise error
+
+    return followed
+
+
+def test_an_address_elsewhere_is_led_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _addressed("ray") == "ray"
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    assert _addressed("ray") == "ray://head:10001"
+    assert _addressed("local") == "local"
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert _addressed("ray") == "ray"
 
 
 def test_progress_of_another_process_is_drawn_here() -> None:

@@ -104,6 +104,15 @@ def source_files(source: str) -> list[Path]:
     return sorted(paths)
 
 
+def text_identity(source: str) -> Any:
+    """Return what identifies a text source on disk: names, sizes and times of its files; None for other sources."""
+    if source in ("", "embedded"):
+        from monosem.embedded import CORPUS_VERSION
+
+        return CORPUS_VERSION
+    return [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in source_files(source)]
+
+
 def _files(source: str, text_key: str, seed: int) -> Iterator[Document]:
     paths = source_files(source)
     random.Random(seed).shuffle(paths)

@@ -21,7 +21,6 @@ from typing import Any
 
 from monosem.catalogue import find_study
 from monosem.config import Study, load_study, make_study, parse_setting
-from monosem.embedded import CORPUS_VERSION
 from monosem.engine import Engine, kernels_of
 from monosem.environment import describe
 from monosem.evals import evaluation_names, make_evaluation
@@ -33,7 +32,7 @@ from monosem.processes import joined
 from monosem.progress import Ticker
 from monosem.remote import address, fetch, held, local
 from monosem.report import render
-from monosem.sources import documents, source_files
+from monosem.sources import documents, text_identity
 from monosem.store import read_json, write_json, write_text
 from monosem.summary import build_summary
 from monosem.text import pack
@@ -72,7 +71,7 @@ def compare(
         study = load_study(path)
     elif isinstance(study, dict):
         study = make_study(study)
-    folder = local(out) if out else found or Path("runs") / study.file.name
+    folder, engine = local(out) if out else found or Path("runs") / study.file.name, _addressed(engine)
     if only not in ("harvest", "report"):
         check_tracker(study.file.train.track)
     if engine.startswith("ray://"):
@@ -104,6 +103,12 @@ def opened(engine: str, processes: int = 0) -> Iterator[Engine]:
             yield cluster.RayEngine(processes)
     else:
         raise UserError(f'--engine "{engine}": there is local, ray, or ray://HOST:PORT')
+
+
+def _addressed(engine: str) -> str:
+    """Return an engine by its address, also where RAY_ADDRESS has that of a cluster this machine is no part of."""
+    elsewhere = os.environ.get("RAY_ADDRESS", "")
+    return elsewhere if engine == "ray" and elsewhere.startswith("ray://") else engine
 
 
 def _cluster(engine: str) -> Any:
@@ -162,6 +167,7 @@ def run_evaluation(
 
     Raises UserError for an unknown evaluation or setting, or when no run matches.
     """
+    engine = _addressed(engine)
     if engine.startswith("ray://") and not dry_run:
         job = partial(_evaluated_by_lead, study, address(local(folder)), name, runs, settings)
         return _cluster(engine).led(engine, job, print, ticker or Ticker())
@@ -205,13 +211,6 @@ def harvest_header(study: Study) -> dict[str, Any]:
         "batch_rows": m.batch_rows,
         "text": {**study.file.text.model_dump(), "files": text_identity(study.file.text.source)},
     }
-
-
-def text_identity(source: str) -> Any:
-    """Return what identifies a text source on disk: names, sizes and times of its files; None for other sources."""
-    if source in ("", "embedded"):
-        return CORPUS_VERSION
-    return [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in source_files(source)]
 
 
 def _harvest(work: Work, engine: Engine) -> str | None:

@@ -16,6 +16,7 @@ from typing import Any
 import ray
 import ray.data
 from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
@@ -104,6 +105,9 @@ class RayEngine(Engine):
                 "and the same command goes on once nodes are back, or with a smaller --nproc"
             ) from error
         except TrainingFailedError as error:
+            failures = getattr(error, "worker_failures", {}).values()
+            if failures and not any(isinstance(failure, RayActorError) for failure in failures):
+                raise  # nothing was lost: a mistake of ours, with its traceback
             reason = str(error).strip().rpartition("\n")[2]
             raise UserError(
                 f"training on Ray failed {RESTARTS + 1} times ({reason}); what was finished is kept, and the same "
@@ -157,6 +161,8 @@ class RayEngine(Engine):
     def _slots(self, work: Work, wanted: int = 0) -> Slots:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         device = work.study.file.model.device
+        if device.startswith("cuda:"):
+            raise UserError(f'model.device = "{device}": a cluster chooses the devices of its processes; use "cuda"')
         gpu = device.startswith("cuda") or (device == "auto" and any(node.get("GPU", 0) >= 1 for node in nodes))
         return slots(nodes, wanted, gpu=gpu)
 

@@ -24,7 +24,8 @@ def connected(address: str = "") -> Iterator[None]:
     (`auto`: the cluster of this machine); without it Ray is started here. Raises UserError when there is no cluster.
     """
     if ray.is_initialized():
-        yield
+        with _losses_named():
+            yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -44,11 +45,19 @@ def connected(address: str = "") -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
+        with _losses_named():
+            yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _losses_named() -> Iterator[None]:
+    """Turn what Ray raises when processes and nodes are lost for good into one sentence."""
+    try:
         yield
     except RayTaskError:
         raise  # a mistake of ours, with its traceback
     except RayError as error:
         reason = str(error).strip().rpartition("\n")[2]
         raise UserError(f"--engine ray: {reason}; what was finished is kept, and the same command goes on") from error
-    finally:
-        ray.shutdown()

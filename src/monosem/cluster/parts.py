@@ -21,6 +21,7 @@ from monosem.evals import Evaluation
 from monosem.evaluate import evaluate
 from monosem.harvest import Shard, columns_of, write_shard
 from monosem.measuring import measure_runs
+from monosem.model import resolve_device, resolve_dtype
 from monosem.processes import joined
 from monosem.remote import address, fetch, keep, local
 from monosem.store import read_json
@@ -51,8 +52,14 @@ class Place:
 
 
 def place_of(work: Work) -> Place:
-    """Return what another process needs to go on with this work."""
-    return Place(work.study, address(work.folder), os.getcwd())
+    """Return what another process needs to go on with this work.
+
+    All compute in the arithmetic that is `auto` here, as the headers of what they make say.
+    """
+    file = work.study.file
+    dtype = str(resolve_dtype(file.model.dtype, resolve_device(file.model.device))).removeprefix("torch.")
+    file = file.model_copy(update={"model": file.model.model_copy(update={"dtype": dtype})})
+    return Place(replace(work.study, file=file), address(work.folder), os.getcwd())
 
 
 class Harvester:

@@ -37,5 +37,7 @@ def slots(nodes: list[dict[str, float]], wanted: int = 0, *, gpu: bool = False) 
             wanted = len(cpus)
     if not room or wanted > room:
         what = "GPUs" if gpu else "cores"
+        if not room:
+            raise UserError(f"the Ray cluster has no {what} that are up; see `ray status`")
         raise UserError(f"--nproc {wanted}: the Ray cluster has {room} {what}; start fewer processes or add nodes")
     return Slots(wanted or room, cores, int(gpu))
