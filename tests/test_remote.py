@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from monosem.remote import at_hand, fetch, held, keep, lease, local, working_copy
+from monosem.remote import RATING, address, at_hand, fetch, fetch_as_helper, held, keep, lease, local, working_copy
 from monosem.remote.place import Place
 from monosem.store import file_hash
 from monosem.types import UserError
@@ -79,6 +79,7 @@ def test_what_changes_on_one_machine_comes_to_the_other(lab: Lab) -> None:
         fetch(b / "saes/r/checkpoint")
         assert (b / "activations/train-0.safetensors").read_text() == "activations/train-0.safetensors 1"
         assert (b / "saes/r/checkpoint/step-1/facts.json").read_text() == "1"
+    with held(lab.url) as b:
         shutil.rmtree(b / "saes")
         (b / "results/x/result.json").write_text("result 2")
     assert lab.there()["results/x/result.json"] == b"result 2"
@@ -134,11 +135,11 @@ def test_what_names_other_files_goes_last(lab: Lab, monkeypatch: pytest.MonkeyPa
 
 def test_work_is_kept_while_it_goes_on(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(working_copy, "EVERY", 0.05)
-    with at_hand(lab.on("a") and lab.url) as a:
+    with held(lab.on("a") and lab.url) as a:
         put(a / "x.json", "1")
-        wait_for(lambda: lab.there() == {"x.json": b"1"})
+        wait_for(lambda: lab.there().get("x.json") == b"1")
         (a / "x.json").unlink()
-        wait_for(lambda: not lab.there())
+        wait_for(lambda: list(lab.there()) == [".lease"])
 
 
 def wait_for(there: Any) -> None:
@@ -152,7 +153,7 @@ def test_one_command_at_a_time(lab: Lab) -> None:
     lab.on("a")
     with held(lab.url):
         lab.on("b")
-        with pytest.raises(UserError, match=r"another monosem process \(number \d+ on .*choose another"):
+        with pytest.raises(UserError, match=r"another monosem process \(number \d+ on .*wait until it has ended"):
             held(lab.url).__enter__()
     assert not lab.there()
     with held(lab.url):
@@ -162,7 +163,7 @@ def test_one_command_at_a_time(lab: Lab) -> None:
 def test_a_dead_process_holds_nothing(lab: Lab) -> None:
     said: list[str] = []
     lab.on("b")
-    Place(lab.url).write_json(".lease", {"host": "gone", "folder": "/x", "process": 1, "name": "x", "beat": 3})
+    Place(lab.url).write_json(".lease", {"host": "gone", "copy": "x", "process": 1, "name": "x", "beat": 3})
     with held(lab.url, said.append):
         assert json.loads(lab.there()[".lease"])["process"] == os.getpid()
     assert "gone has worked on it" in said[0]
@@ -176,8 +177,124 @@ def test_who_was_taken_over_writes_nothing_more(lab: Lab) -> None:
     time.sleep(3 * lease.BEAT)
     put(a / "x.json", "late")
     with pytest.raises(UserError, match="taken this study over"):
+        keep(a)
+    with pytest.raises(UserError, match="taken this study over"):
         holding.__exit__(None, None, None)
     assert list(lab.there()) == [".lease"]
+
+
+def test_who_holds_a_study_has_the_newer_files(lab: Lab) -> None:
+    """Shards that are harvested anew aren't overwritten by the ones that the store has from before."""
+    with held(lab.on("a") and lab.url) as a:
+        put(a / "activations/train-0.safetensors", "old")
+    with held(lab.on("b") and lab.url) as b:  # which has not fetched the old one
+        put(b / "activations/train-0.safetensors", "new")
+        fetch(b / "activations")
+        assert (b / "activations/train-0.safetensors").read_text() == "new"
+    assert lab.there() == {"activations/train-0.safetensors": b"new"}
+
+
+def test_helpers_begin_with_what_the_store_has_and_remove_nothing(lab: Lab) -> None:
+    b = lab.on("b")
+    put(b / "saes/r/cfg.json", "stale")  # an earlier command was killed here
+    put(b / "saes/old/cfg.json", "stale")
+    with held(lab.on("a") and lab.url) as a:
+        put(a / "saes/r/cfg.json", "new")
+        put(a / "activations/train-0.safetensors", "large")
+        put(a / "study.toml", "1")
+        keep(a)
+        b = lab.on("b")
+        fetch_as_helper(b)
+        assert (b / "saes/r/cfg.json").read_text() == "new"
+        assert not (b / "saes/old/cfg.json").exists()
+        fetch(b / "activations")
+        (b / "activations/train-0.safetensors").unlink()  # whoever frees space
+        (b / "study.toml").unlink()
+        put(b / "results/r/result.json", "made")
+        put(b / "saes/r/checkpoint/step-1", "1")
+        keep(b)
+        (b / "saes/r/checkpoint/step-1").unlink()
+        keep(b / "saes/r/checkpoint")
+        put(a / "study.toml", "2")  # not kept yet
+        fetch(a)
+        assert (a / "study.toml").read_text() == "2"
+        assert (a / "results/r/result.json").read_text() == "made"
+        fetch_as_helper(a)  # on the machine of the holder, nothing of its own is lost
+        assert (a / "study.toml").read_text() == "2"
+    assert lab.there() == {
+        "activations/train-0.safetensors": b"large",
+        "results/r/result.json": b"made",
+        "saes/r/cfg.json": b"new",
+        "study.toml": b"2",
+    }
+
+
+def test_ratings_are_added_to_by_one_process_at_a_time(lab: Lab) -> None:
+    lab.on("a")
+    with held(lab.url), at_hand(lab.url, RATING):  # while a command works on the study
+        lab.on("b")
+        with pytest.raises(UserError, match="another monosem process"):
+            at_hand(lab.url, RATING).__enter__()
+    assert not lab.there()
+
+
+def test_folders_come_and_go_while_files_are_kept(lab: Lab) -> None:
+    a, over = lab.on("a"), threading.Event()
+
+    def change() -> None:
+        while not over.is_set():
+            put(a / "saes/r/checkpoint/step-1/facts.json", "1")
+            shutil.rmtree(a / "saes/r/checkpoint/step-1")
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        for _ in range(100):
+            keep(a)
+    finally:
+        over.set()
+        changing.join()
+
+
+def test_the_first_error_is_the_one_that_is_said(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, holding = lab.on("a"), held(lab.url)
+    holding.__enter__()
+    put(a / "x.json", "1")
+    monkeypatch.setattr(Place, "upload", _refused)
+    error = KeyboardInterrupt()
+    assert not holding.__exit__(KeyboardInterrupt, error, None)  # it goes on
+    with pytest.raises(UserError, match="refused"):
+        keep(a)
+
+
+def _refused(*_: Any) -> None:
+    raise UserError("refused")
+
+
+def test_what_was_sent_before_a_failure_is_noted(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, upload = lab.on("a"), Place.upload
+    for number in range(4):
+        put(a / f"{number}.json", "1")
+
+    def fail_once(place: Place, name: str, source: Path) -> str | None:
+        if name == "2.json":
+            time.sleep(0.3)
+            raise UserError("refused")
+        return upload(place, name, source)
+
+    monkeypatch.setattr(Place, "upload", fail_once)
+    with pytest.raises(UserError, match="refused"):
+        keep(a)
+    monkeypatch.setattr(Place, "upload", upload)
+    put(a / "0.json", "changed since")
+    fetch(a)
+    assert (a / "0.json").read_text() == "changed since"
+
+
+def test_a_place_below_saes_is_a_place_of_its_own(lab: Lab, bucket: str) -> None:
+    lab.on("a")
+    for name in ("saes/one", "saes/one/"):
+        assert address(local(f"{bucket}/{name}")) == f"{bucket}/saes/one"
 
 
 def test_a_study_moves_between_machines(lab: Lab, tiny_lm: Path, corpus: Path, tmp_path: Path) -> None:

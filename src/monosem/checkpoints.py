@@ -49,9 +49,7 @@ def write_checkpoint(trainers: list[Trainer], folder: Path, step: int) -> None:
         else:
             tensors = {name: t.cpu().contiguous() for name, t in trainer.state().items()}
             write_bytes(place / _name(step, trainer), save(tensors, {"facts": json.dumps(facts)}))
-    for trainer in trainers:
-        place = folder / trainer.spec.name / "checkpoint"
-        trainer.mesh.both.agreed(partial(keep, place))
+            keep(place)
     for trainer in trainers:
         new = _name(step, trainer)
         for old in (folder / trainer.spec.name / "checkpoint").glob("step-*"):
@@ -119,8 +117,6 @@ def _write_parts(trainer: Trainer, place: Path, step: int, facts: dict[str, Any]
     writer, failure = HuggingFaceStorageWriter(str(unfinished), save_distributed=True), None
     try:
         save_parts(parts, storage_writer=writer, process_group=both.group)
-        if both.rank == 0:
-            write_json(unfinished / "facts.json", facts)
         shutil.rmtree(whole, ignore_errors=True)  # of a start before, in which another run's wasn't whole yet
     except (CheckpointException, OSError, UserError) as error:
         failure = UserError(f"{unfinished}: the checkpoint can't be written ({_cause(error)}); free some space there")
@@ -132,6 +128,12 @@ def _write_parts(trainer: Trainer, place: Path, step: int, facts: dict[str, Any]
         if not whole.is_dir():  # another process of this machine was first
             failure = UserError(f"{whole}: the checkpoint can't be written ({error.strerror})")
     both.agree(failure)
+    both.agreed(partial(keep, place))
+    if both.rank == 0:
+        both.agreed(partial(write_json, whole / "facts.json", facts))  # what makes it a whole one
+    else:
+        both.agree(None)
+    both.agreed(partial(keep, place))
 
 
 def _cause(error: BaseException) -> str:

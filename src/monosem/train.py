@@ -128,4 +128,4 @@ def _finish(trainer: Trainer, folder: Path) -> None:
 
     trainer.mesh.both.agreed(write)
     drop_checkpoints(folder)
-    trainer.mesh.both.agreed(partial(keep, folder))
+    trainer.mesh.both.agreed(partial(keep, folder / "checkpoint"))

@@ -13,7 +13,7 @@ from monosem.activations import Activations, open_activations
 from monosem.config import Study
 from monosem.loading import LoadSpec, Where, load_key, load_run
 from monosem.model import resolve_device
-from monosem.remote import fetch, keep
+from monosem.remote import fetch, fetch_as_helper, keep
 from monosem.store import read_json, value_hash
 from monosem.tracking import tracking
 from monosem.train import TRAIN_VERSION, prepare, train
@@ -141,7 +141,7 @@ def join_training(work: Work, names: list[str]) -> None:
     file, world = work.study.file, work.world
 
     def begun() -> tuple[Plan, list[RunSpec], Activations, torch.device]:
-        fetch(work.folder)
+        fetch_as_helper(work.folder)
         plan, specs = plan_of(work.study, read_json(work.activations / "meta.json"))
         todo = [spec for spec in specs if spec.name in names]
         _fetch_checkpoints(work, todo)

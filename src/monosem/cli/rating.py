@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from monosem.remote import at_hand
+from monosem.remote import RATING, at_hand
 from monosem.types import UserError
 
 app = typer.Typer(no_args_is_help=True, help="Draw features for blind rating, lock the ratings, unblind them.")
@@ -50,7 +50,7 @@ def freeze(study: StudyFolder) -> None:
     from monosem.rating.store import Files
     from monosem.rating.store import freeze as freeze_ratings
 
-    with at_hand(_study_folder(study)) as folder:
+    with at_hand(_study_folder(study), RATING) as folder:
         files = Files(folder)
         found = freeze_ratings(files)
     typer.echo(f"{found['ratings']} ratings by {', '.join(found['raters'])} are frozen: {files.frozen}")
@@ -67,7 +67,7 @@ def analyse(
     from monosem.rating.analysis import AXES
     from monosem.rating.analysis import analyse as analyse_ratings
 
-    with at_hand(_study_folder(study)) as folder:
+    with at_hand(_study_folder(study), RATING) as folder:
         for line in analyse_ratings(folder, tuple(axis or AXES)):
             typer.echo(line)
 

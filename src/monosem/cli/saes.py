@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from monosem.remote import at_hand
+from monosem.remote import at_hand, is_study, is_url
 
 app = typer.Typer()
 Spec = Annotated[
@@ -85,7 +87,7 @@ def card(
     """Write a model card with its figure beside it: numbers, definitions, how to load, how it was trained."""
     from monosem.card import write_card
 
-    with at_hand(shared) as folder:
+    with _at_hand(shared) as folder:
         for path in write_card(folder, out or folder / "README.md", repo, license):
             typer.echo(path)
 
@@ -106,7 +108,7 @@ def push(
     from monosem.hub import push as push_files
 
     place = f"{repo}@{revision}" if revision else repo
-    with at_hand(shared) as folder:
+    with _at_hand(shared) as folder:
         files = shared_files(folder, place, license, card)
         sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
         for name, size in sizes.items():
@@ -118,3 +120,15 @@ def push(
         message = message or f"monosem: {Path(shared).absolute().name}"
         url = push_files(files, place, private=private, message=message)
     typer.echo(f"{total}, in one commit: {url}")
+
+
+@contextmanager
+def _at_hand(shared: str) -> Iterator[Path]:
+    """Have a study, or saes/<run> in one, at hand."""
+    study, _, run = shared.rstrip("/").rpartition("/saes/")
+    if is_url(shared) and study and is_study(study):
+        with at_hand(study) as folder:
+            yield folder / "saes" / run
+    else:
+        with at_hand(shared) as folder:
+            yield folder

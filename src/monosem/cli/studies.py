@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from monosem.environment import leads
-from monosem.remote import address, at_hand, is_url
+from monosem.remote import RATING, address, at_hand, is_url
 
 app = typer.Typer()
 
@@ -139,7 +139,7 @@ def serve(
     """Browse a study's features, search them by a text, and rate them, in a local web app."""
     from monosem.serving import serve as serve_app
 
-    with at_hand(study) as folder:
+    with at_hand(study, RATING) as folder:
         serve_app(folder, host=host, port=port, show=show, say=typer.echo)
 
 

@@ -23,7 +23,7 @@ from monosem.harvest import Shard, columns_of, write_shard
 from monosem.measuring import measure_runs
 from monosem.model import resolve_device, resolve_dtype
 from monosem.processes import joined
-from monosem.remote import address, fetch, keep, local
+from monosem.remote import address, fetch_as_helper, keep, local
 from monosem.store import read_json
 from monosem.text import Rows
 from monosem.training import join_training
@@ -80,7 +80,7 @@ class Harvester:
         with self.place.work() as work:
             file = work.study.file
             if not self.rows:
-                fetch(work.activations / "partial.json")
+                fetch_as_helper(work.activations / "partial.json")
                 self.model = work.get_model()
                 digest = read_json(work.activations / "partial.json")["tokens"]
                 for split in ("eval", "train"):
@@ -115,7 +115,7 @@ def _saying(part: Callable[P, object]) -> Callable[P, str]:
 @contextlib.contextmanager
 def _brought(work: Work) -> Iterator[None]:
     """Have on this machine what others have made, and elsewhere what is made here."""
-    fetch(work.folder)
+    fetch_as_helper(work.folder)
     try:
         yield
     finally:

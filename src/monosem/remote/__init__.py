@@ -3,6 +3,9 @@
 A study there is worked on in a copy of it in the cache, by the same code as any study folder. `fetch` brings here what
 changed there, `keep` brings there what changed here; for an ordinary folder both do nothing. Activations and
 checkpoints are fetched when they are opened, everything else when a study is.
+
+One command holds a study (`held`): its own files count, and what it removes is removed in the store. Processes that
+work for it on other machines (`fetch_as_helper`) begin with what the store has, and remove checkpoints only.
 """
 
 from __future__ import annotations
@@ -11,15 +14,33 @@ import contextlib
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from monosem.remote.lease import leased
 from monosem.remote.place import Place
-from monosem.remote.working_copy import URL, WorkingCopy, copy_of
+from monosem.remote.working_copy import URL, Wins, WorkingCopy, copy_of
 from monosem.store import cache_folder, study_lock, write_text
+from monosem.types import UserError
 
-__all__ = ["address", "at_hand", "fetch", "held", "is_url", "keep", "local", "storage"]
+__all__ = [
+    "RATING",
+    "address",
+    "at_hand",
+    "fetch",
+    "fetch_as_helper",
+    "held",
+    "is_study",
+    "is_url",
+    "keep",
+    "local",
+    "storage",
+]
+
+LEASE, RATING = ".lease", ".lease-rating"  # of a study; of its ratings, which one process at a time may add to
+_HELD: dict[Path, Callable[[], None]] = {}  # working copies that this process holds; raises when it has lost them
+_WINS: dict[Path, Wins] = {}  # those that it helps with: which side counts
 
 
 def is_url(place: str | Path) -> bool:
@@ -27,21 +48,25 @@ def is_url(place: str | Path) -> bool:
     return "://" in str(place) and not str(place).startswith("file://")
 
 
+def is_study(url: str) -> bool:
+    """Return whether there is a study at a place in an object store."""
+    return "study.toml" in Place(url).listed("study.toml")
+
+
 def local(place: str | Path) -> Path:
     """Return the folder to work in: the place itself, or the working copy of one in an object store, maybe empty.
 
-    place: a study folder, or saes/<run> in one.
 
     Raises UserError when there is no such kind of store, or what reaches it isn't installed.
     """
     if not is_url(place):
         return Path(str(place).removeprefix("file://"))
-    url, _, run = str(place).rstrip("/").partition("/saes/")
+    url = str(place).rstrip("/")
     Place(url).connect()
     folder = cache_folder() / "studies" / f"{url.rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
     if not (folder / URL).exists():
         write_text(folder / URL, url)
-    return folder / "saes" / run if run else folder
+    return folder
 
 
 def address(folder: Path) -> str:
@@ -66,26 +91,44 @@ def fetch(path: Path, pattern: str = "*") -> None:
     Of a whole study, all but what is fetched when it is opened. Raises UserError when the store can't be read.
     """
     if copy := copy_of(path):
+        _check(copy)
         with copy.lock():
-            copy.fetch(path, pattern)
+            copy.fetch(path, pattern, "here" if copy.folder in _HELD else _WINS.get(copy.folder, "changed"))
+
+
+def fetch_as_helper(path: Path) -> None:
+    """Fetch for the command that holds the study: on another machine, this and all that is fetched later is as the
+    store has it, whatever an earlier command has left here.
+    """
+    if copy := copy_of(path):
+        same = copy.place.read_json(LEASE).get("copy") == copy.identity
+        _WINS[copy.folder] = "here" if same else "store"
+        fetch(path)
 
 
 def keep(path: Path) -> None:
-    """Have the store have what lies under `path`, and not what is gone there.
+    """Have the store have what lies under `path`, and not what the holder of the study has removed there.
 
     Raises UserError when the store can't be written; what is here stays.
     """
     if copy := copy_of(path):
+        _check(copy)
         with contextlib.nullcontext() if path.is_file() else copy.lock():  # a file is its writer's own
-            copy.keep(path)
+            copy.keep(path, removing=copy.folder in _HELD or path.name == "checkpoint")
 
 
 @contextlib.contextmanager
-def at_hand(place: str | Path) -> Iterator[Path]:
-    """Have a study folder at hand for as long as the context lasts; what changes in a working copy is kept."""
+def at_hand(place: str | Path, lease: str = "") -> Iterator[Path]:
+    """Have a study folder at hand for as long as the context lasts; what changes in a working copy is kept.
+
+    lease: name of one that is held meanwhile, for what only one command at a time may do.
+    """
     folder = local(place)
     if copy := copy_of(folder):
-        with _kept(copy):
+        with contextlib.ExitStack() as stack:
+            if lease:
+                stack.enter_context(leased(copy.place, lease, copy.identity, lambda _line: None))
+            stack.enter_context(_kept(copy))
             yield folder
     else:
         yield folder
@@ -100,26 +143,39 @@ def held(place: str | Path, say: Callable[[str], object] = lambda _line: None) -
     folder = local(place)
     with study_lock(folder):
         if copy := copy_of(folder):
-            with leased(copy.place, folder, say) as still_ours, _kept(copy, still_ours):
-                say(f"{copy.place.url}: worked on in {folder}")
-                yield folder
+            with leased(copy.place, LEASE, copy.identity, say) as check:
+                _HELD[copy.folder] = check
+                try:
+                    with _kept(copy):
+                        say(f"{copy.place.url}: worked on in {folder}")
+                        yield folder
+                finally:
+                    _HELD.pop(copy.folder)
         else:
             yield folder
 
 
 @contextlib.contextmanager
-def _kept(copy: WorkingCopy, allowed: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Fetch a study, and keep what changes, now and then and at the end. allowed: raises when others hold it now."""
+def _kept(copy: WorkingCopy) -> Iterator[None]:
+    """Fetch a study, and keep what changes, now and then and at the end, also of an error."""
     with copy.lock():
         copy.forget_missing()
         copy.fetch(copy.folder)
     over = threading.Event()
-    keeping = threading.Thread(target=copy.keep_on, args=(over, allowed), name="keep", daemon=True)
+    keeping = threading.Thread(target=copy.keep_on, args=(over, partial(keep, copy.folder)), name="keep", daemon=True)
     keeping.start()
     try:
         yield
+        keep(copy.folder)
+    except BaseException:
+        with contextlib.suppress(UserError):  # the first error is the one to be said
+            keep(copy.folder)
+        raise
     finally:
         over.set()
         keeping.join()
-        allowed()
-        keep(copy.folder)
+
+
+def _check(copy: WorkingCopy) -> None:
+    """Raise UserError when this process has held a study, and another one does now."""
+    _HELD.get(copy.folder, lambda: None)()

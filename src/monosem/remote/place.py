@@ -56,8 +56,8 @@ class Place:
             fs, root = self.connect()
             try:
                 fs.put_file(str(source), f"{root}/{name}")
-            except FileNotFoundError:
-                if source.exists():
+            except FileNotFoundError as error:
+                if str(source) not in str(error):  # it isn't the source that is missing
                     raise
                 return None
             return _version(fs.info(f"{root}/{name}"))

@@ -1,37 +1,39 @@
 """The copy of a study in an object store that work is done on: files go to and fro.
 
 It notes which version of each file the store had when both sides were last alike. What has changed on one side since
-is brought to the other; what has changed on both is as in the store. Files are handed over whole, and those that name
-others (JSON) last.
+is brought to the other. Files are handed over whole, and those that name others (JSON) last.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fnmatch
+import os
+import secrets
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from monosem.remote.place import Place
-from monosem.store import write_atomic
+from monosem.store import write_atomic, write_text
 from monosem.types import UserError
 
 LAZY = ("activations/*.safetensors", "saes/*/checkpoint/*")  # fetched when they are opened
-PASSING = frozenset({"unfinished", "sorting", "ray"})  # folders of work under way
+PASSING = ("ray/*", "codes/*/sorting/*", "saes/*/checkpoint/unfinished/*")  # work under way
 EVERY = 10.0  # seconds between two looks at what has changed here
 TRANSFERS = 8  # at a time
 SHOWN = 50_000_000  # bytes from which on transfers have a bar
 URL = ".remote/url"
+Wins = Literal["store", "changed", "here"]
 Move = Callable[[str, Any], "Note | None"]
 
 
@@ -54,8 +56,20 @@ class WorkingCopy:
         """Return the lock under which files go to and fro between this machine and the store."""
         return FileLock(self.folder / ".remote" / "lock")
 
-    def fetch(self, path: Path, pattern: str = "*") -> None:
-        """Download what the store has under `path` in a version that isn't here; remove what it no longer has."""
+    @property
+    def identity(self) -> str:
+        """What tells this copy from those on other machines."""
+        path = self.folder / ".remote" / "id"
+        if not path.exists():
+            write_text(path, secrets.token_hex(8))
+        return path.read_text(encoding="utf-8")
+
+    def fetch(self, path: Path, pattern: str = "*", wins: Wins = "changed") -> None:
+        """Download what the store has under `path` in a version that isn't here; remove what it no longer has.
+
+        wins: where a file has changed here since both were alike, or was made here: the `store`, also over what only
+        changed here; the store if it has `changed` there, too; or what is `here`.
+        """
         below = self._name(path)
         listed = self.place.listed(below)
         there = {name: found for name, found in listed.items() if _is_wanted(name, below, pattern)}
@@ -66,15 +80,24 @@ class WorkingCopy:
                     if _stamp(self.folder / name) == note[:2]:
                         (self.folder / name).unlink()
                     _forget(notes, name)
-            todo = {
-                name: found
-                for name, found in there.items()
-                if _stamp(self.folder / name) is None or name not in noted or noted[name].version != found[1]
-            }
+            todo = {name: found for name, found in there.items() if self._is_older(name, found[1], noted, wins)}
             self._transfer(notes, "fetching", todo, self._download)
+        if wins == "store":
+            for name, _ in list(self._here(path)):
+                if name not in listed and _is_wanted(name, below, pattern):
+                    (self.folder / name).unlink(missing_ok=True)
 
-    def keep(self, path: Path) -> None:
-        """Upload what has changed under `path`; remove in the store what is no longer here."""
+    def _is_older(self, name: str, version: str, noted: dict[str, Note], wins: Wins) -> bool:
+        """Return whether the store's version of a file has to be fetched."""
+        stamp, note = _stamp(self.folder / name), noted.get(name)
+        if stamp is None:
+            return True
+        if note is not None and stamp == note[:2]:
+            return note.version != version
+        return wins == "store" or (wins == "changed" and (note is None or note.version != version))
+
+    def keep(self, path: Path, *, removing: bool) -> None:
+        """Upload what has changed under `path`; with `removing`, remove in the store what is no longer here."""
         here = dict(self._here(path))
         with self._notes() as notes:
             noted = _noted(notes, self._name(path))
@@ -82,20 +105,18 @@ class WorkingCopy:
             for last in (False, True):
                 todo = {name: (stamp[0], stamp) for name, stamp in changed.items() if name.endswith(".json") == last}
                 self._transfer(notes, "keeping", todo, self._upload)
-            for name in noted:
+            for name in noted if removing else ():
                 if name not in here and not (self.folder / name).exists():
                     self.place.remove(name)
                     _forget(notes, name)
 
-    def keep_on(self, over: threading.Event, allowed: Callable[[], object]) -> None:
-        """Keep everything now and then until it is over; what fails is tried again. allowed: raises when it isn't."""
+    def keep_on(self, over: threading.Event, keep: Callable[[], object]) -> None:
+        """Keep everything now and then until it is over; what fails is tried again."""
         pause = EVERY
         while not over.wait(pause):
             began = time.monotonic()
-            with contextlib.suppress(UserError):
-                allowed()
-                with self.lock():
-                    self.keep(self.folder)
+            with contextlib.suppress(UserError, OSError):
+                keep()
             pause = max(EVERY, 5 * (time.monotonic() - began))
 
     def forget_missing(self) -> None:
@@ -110,10 +131,14 @@ class WorkingCopy:
         return "" if name == "." else name
 
     def _here(self, path: Path) -> Iterator[tuple[str, tuple[int, int]]]:
-        for one in [path] if path.is_file() else path.rglob("*"):
-            name = self._name(one)
-            if not _is_passing(name) and one.is_file() and (stamp := _stamp(one)):
-                yield name, stamp
+        """Yield name and stamp of each file under `path`; folders may come and go meanwhile."""
+        walked = [(str(path.parent), [], [path.name])] if path.is_file() else os.walk(path)
+        for folder, below, names in walked:
+            below[:] = [name for name in below if not name.startswith(".")]
+            for one in (Path(folder) / name for name in names):
+                name = self._name(one)
+                if not _is_passing(name) and (stamp := _stamp(one)):
+                    yield name, stamp
 
     def _download(self, name: str, version: str) -> Note | None:
         target = self.folder / name
@@ -133,23 +158,28 @@ class WorkingCopy:
         bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True, disable=not shown)
         with bar, ThreadPoolExecutor(TRANSFERS) as threads:
             task = bar.add_task(what, total=total)
-            moving = {name: threads.submit(move, name, value) for name, (_, value) in todo.items()}
+            moving = {threads.submit(move, name, value): name for name, (_, value) in todo.items()}
             try:
-                for name, moved in moving.items():
-                    if note := moved.result():
+                for moved in as_completed(moving):
+                    bar.advance(task, todo[moving[moved]][0])
+                    if error := moved.exception():
+                        raise error
+            finally:
+                threads.shutdown(cancel_futures=True)
+                for moved, name in moving.items():
+                    if not moved.cancelled() and not moved.exception() and (note := moved.result()):
                         notes.execute("INSERT OR REPLACE INTO notes VALUES (?, ?, ?, ?)", (name, *note))
-                    bar.advance(task, todo[name][0])
-            except BaseException:
-                threads.shutdown(wait=False, cancel_futures=True)
-                raise
 
     @contextlib.contextmanager
     def _notes(self) -> Iterator[sqlite3.Connection]:
         path = self.folder / ".remote" / "notes.db"
-        with contextlib.closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as notes:
-            columns = "name TEXT PRIMARY KEY, size INT, changed INT, version TEXT"
-            notes.execute(f"CREATE TABLE IF NOT EXISTS notes ({columns})")
-            yield notes
+        try:
+            with contextlib.closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as notes:
+                columns = "name TEXT PRIMARY KEY, size INT, changed INT, version TEXT"
+                notes.execute(f"CREATE TABLE IF NOT EXISTS notes ({columns})")
+                yield notes
+        except sqlite3.Error as error:
+            raise UserError(f"{path}: can't be used ({error}); make room on that disk, or delete the file") from error
 
 
 def copy_of(path: Path) -> WorkingCopy | None:
@@ -191,5 +221,5 @@ def _is_wanted(name: str, below: str, pattern: str) -> bool:
 
 def _is_passing(name: str) -> bool:
     """Return whether a file is none of a study's: a half one, a lock, work under way."""
-    parts = name.split("/")
-    return any(part.startswith(".") for part in parts) or not PASSING.isdisjoint(parts)
+    hidden = any(part.startswith(".") for part in name.split("/"))
+    return hidden or any(fnmatch.fnmatch(name, passing) for passing in PASSING)
