@@ -36,7 +36,8 @@ def draw(
     from monosem.rating.store import writable
     from monosem.remote import held
 
-    with held(_study_folder(study)) as folder, writable(folder):
+    folder = _study_folder(study)
+    with writable(folder), held(folder):
         told = draw_features(
             folder, features=features, runs=runs, sampling=sampling, empty=empty, seed=seed, force=force
         )
