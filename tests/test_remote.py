@@ -191,6 +191,11 @@ def test_who_holds_a_study_has_the_newer_files(lab: Lab) -> None:
         put(b / "activations/train-0.safetensors", "new")
         fetch(b / "activations")
         assert (b / "activations/train-0.safetensors").read_text() == "new"
+        put(b / "activations/partial.json", "1")
+        keep(b)
+        (b / "activations/partial.json").unlink()
+        fetch(b)
+        assert not (b / "activations/partial.json").exists()
     assert lab.there() == {"activations/train-0.safetensors": b"new"}
 
 

@@ -90,8 +90,8 @@ class WorkingCopy:
     def _is_older(self, name: str, version: str, noted: dict[str, Note], wins: Wins) -> bool:
         """Return whether the store's version of a file has to be fetched."""
         stamp, note = _stamp(self.folder / name), noted.get(name)
-        if stamp is None:
-            return True
+        if stamp is None:  # who holds the study has removed what is noted
+            return wins != "here" or note is None or note.version != version
         if note is not None and stamp == note[:2]:
             return note.version != version
         return wins == "store" or (wins == "changed" and (note is None or note.version != version))
