@@ -41,7 +41,8 @@ class Lab:
     def there(self) -> dict[str, bytes]:
         """Return what the store has."""
         fs, root = Place(self.url).connect()
-        found = fs.cat(fs.find(root), on_error="omit")  # files may vanish meanwhile
+        paths = fs.find(root)
+        found = fs.cat(paths, on_error="omit") if paths else {}  # files may vanish meanwhile
         return {path.removeprefix(f"{root}/"): content for path, content in found.items()}
 
 
