@@ -92,7 +92,14 @@ class Rater:
         return self.page.evaluate("document.body.dataset.item || ''")
 
     def arrive(self, before: str) -> None:
-        self.page.wait_for_function("before => (document.body.dataset.item || '') !== before", arg=before)
+        from playwright.sync_api import TimeoutError
+
+        try:
+            self.page.wait_for_function("before => (document.body.dataset.item || '') !== before", arg=before)
+        except TimeoutError as error:
+            said = {name: self.page.locator(f"#{name}").inner_text() for name in ("hint", "notice")}
+            focus = self.page.evaluate("document.activeElement.outerHTML.slice(0, 200)")
+            raise AssertionError(f"the page stays at item {before}: {said}, focus in {focus}") from error
 
     def press(self, *keys: str) -> None:
         for key in keys:
