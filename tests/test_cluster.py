@@ -247,6 +247,16 @@ def wait_until(there: Any, seconds: float = 240) -> Any:
     raise AssertionError("waited in vain")
 
 
+def while_running(process: subprocess.Popen[bytes], log: Path, there: Any) -> Any:
+    """Wait until something is there, as long as a process runs; log: where it says what it does."""
+
+    def check() -> Any:
+        assert process.poll() is None, log.read_text()[-3000:]
+        return there()
+
+    return wait_until(check)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> tuple[Path, Path]:
     """A study of six shards, and its folder as one process made it."""
@@ -273,13 +283,7 @@ def disturbed(cluster: Cluster, made: tuple[Path, Path], tmp_path_factory: pytes
     with open(log, "w") as file:
         process = subprocess.Popen(arguments, env=environment, stdout=file, stderr=file)
 
-        def running(there: Any) -> Any:
-            def check() -> Any:
-                assert process.poll() is None, log.read_text()[-3000:]
-                return there()
-
-            return wait_until(check)
-
+        running = partial(while_running, process, log)
         victim = running(lambda: cluster.workers("MapWorker"))[0]
         os.kill(victim, signal.SIGSTOP)  # so that it certainly has not done its part when the other one has
         running(lambda: (out / "activations" / "partial.json").exists())
@@ -334,13 +338,7 @@ def test_machines_share_a_bucket_and_no_folder(
             command("compare", made[0], "--out", url, *split, *seldom), env=environment, stdout=file, stderr=file
         )
 
-        def running(there: Any) -> Any:
-            def check() -> Any:
-                assert process.poll() is None, log.read_text()[-3000:]
-                return there()
-
-            return wait_until(check)
-
+        running = partial(while_running, process, log)
         running(lambda: store.glob(f"{url}/saes/*/checkpoint/step-*/facts.json"))
         os.kill(cluster.workers("RayTrainWorker")[0], signal.SIGKILL)
         assert process.wait(300) == 0, log.read_text()[-3000:]

@@ -129,11 +129,13 @@ def _write_parts(trainer: Trainer, place: Path, step: int, facts: dict[str, Any]
             failure = UserError(f"{whole}: the checkpoint can't be written ({error.strerror})")
     both.agree(failure)
     both.agreed(partial(keep, place))
-    if both.rank == 0:
-        both.agreed(partial(write_json, whole / "facts.json", facts))  # what makes it a whole one
-    else:
-        both.agree(None)
-    both.agreed(partial(keep, place))
+
+    def finish() -> None:
+        if both.rank == 0:
+            write_json(whole / "facts.json", facts)  # what makes it a whole one
+            keep(place)
+
+    both.agreed(finish)
 
 
 def _cause(error: BaseException) -> str:

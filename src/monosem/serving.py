@@ -73,15 +73,11 @@ def make_search(folder: Path, load: Callable[[], Model] | None = None) -> Search
     @lru_cache(maxsize=1)
     def model() -> tuple[Model, str, int]:
         from monosem.config import load_study
-        from monosem.model import load_model
-        from monosem.spread import Spread
+        from monosem.work import Work
 
-        m = load_study(folder / "study.toml").file.model
-        if load:
-            return load(), m.site, m.context
-        spread = Spread(m.device_map, m.max_memory)
-        found = load_model(m.name, dtype=m.dtype, device=m.device, revision=m.revision, spread=spread)
-        return found, m.site, m.context
+        study = load_study(folder / "study.toml")
+        loaded = load() if load else Work(study, folder).get_model()
+        return loaded, study.file.model.site, study.file.model.context
 
     @lru_cache(maxsize=KEPT_SAES)
     def sae(run: str, _changed: int) -> Sae:

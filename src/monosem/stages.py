@@ -71,7 +71,8 @@ def compare(
         study = load_study(path)
     elif isinstance(study, dict):
         study = make_study(study)
-    folder, engine = local(out) if out else found or Path("runs") / study.file.name, _addressed(engine)
+    folder = local(out) if out else found or Path("runs") / study.file.name
+    engine = _addressed(engine)
     if only not in ("harvest", "report"):
         check_tracker(study.file.train.track)
     if engine.startswith("ray://"):

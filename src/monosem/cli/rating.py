@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from monosem.remote import RATING, at_hand
 from monosem.types import UserError
 
 app = typer.Typer(no_args_is_help=True, help="Draw features for blind rating, lock the ratings, unblind them.")
@@ -50,6 +49,7 @@ def freeze(study: StudyFolder) -> None:
     """Lock the ratings: later ones are refused, and changes are noticed."""
     from monosem.rating.store import Files
     from monosem.rating.store import freeze as freeze_ratings
+    from monosem.remote import RATING, at_hand
 
     with at_hand(_study_folder(study), RATING) as folder:
         files = Files(folder)
@@ -67,6 +67,7 @@ def analyse(
     """Unblind frozen ratings and compare the runs; freezes first if need be."""
     from monosem.rating.analysis import AXES
     from monosem.rating.analysis import analyse as analyse_ratings
+    from monosem.remote import RATING, at_hand
 
     with at_hand(_study_folder(study), RATING) as folder:
         for line in analyse_ratings(folder, tuple(axis or AXES)):

@@ -10,8 +10,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from monosem.remote import at_hand, is_study, is_url
-
 app = typer.Typer()
 Spec = Annotated[
     str, typer.Argument(metavar="SPEC", help="A folder, a file, hf:owner/name[/folder] or saelens:release/id.")
@@ -125,6 +123,8 @@ def push(
 @contextmanager
 def _at_hand(shared: str) -> Iterator[Path]:
     """Have a study, or saes/<run> in one, at hand."""
+    from monosem.remote import at_hand, is_study, is_url
+
     study, _, run = shared.rstrip("/").rpartition("/saes/")
     if is_url(shared) and study and is_study(study):
         with at_hand(study) as folder:

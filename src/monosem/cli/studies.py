@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from monosem.environment import leads
-from monosem.remote import RATING, address, at_hand, is_url
 
 app = typer.Typer()
 
@@ -137,6 +136,7 @@ def serve(
     show: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
 ) -> None:
     """Browse a study's features, search them by a text, and rate them, in a local web app."""
+    from monosem.remote import RATING, at_hand
     from monosem.serving import serve as serve_app
 
     with at_hand(study, RATING) as folder:
@@ -155,6 +155,7 @@ def export_features(
 ) -> None:
     """Write features as pages that need no server, or as SAEDashboard's or Neuronpedia's JSON."""
     from monosem.exports import export_features as export
+    from monosem.remote import at_hand
 
     with at_hand(study) as folder:
         typer.echo(f"{export(folder, out or folder / 'features', runs, features, format, typer.echo)}")
@@ -169,6 +170,7 @@ def export_results(
 ) -> None:
     """Write results as SAEBench result files, with monosem's definitions and intervals beside its names."""
     from monosem.exports import export_results as export
+    from monosem.remote import at_hand
 
     with at_hand(study) as folder:
         out = out or folder / "saebench"
@@ -214,6 +216,7 @@ def _run(
     from rich.console import Console
 
     from monosem.progress import TerminalTicker
+    from monosem.remote import address, is_url
     from monosem.stages import compare as run_stages
 
     study, folder = _load(target, out, settings)

@@ -56,7 +56,6 @@ def is_study(url: str) -> bool:
 def local(place: str | Path) -> Path:
     """Return the folder to work in: the place itself, or the working copy of one in an object store, maybe empty.
 
-
     Raises UserError when there is no such kind of store, or what reaches it isn't installed.
     """
     if not is_url(place):
@@ -79,7 +78,7 @@ def storage(folder: Path) -> tuple[Any, str]:
     """Return fsspec's file system for a folder and its path there, for libraries that store by themselves."""
     if copy := copy_of(folder):
         files, root = copy.place.connect()
-        return files, f"{root}/{folder.absolute().relative_to(copy.folder.absolute()).as_posix()}"
+        return files, f"{root}/{copy.name(folder)}"
     from fsspec.implementations.local import LocalFileSystem
 
     return LocalFileSystem(), str(folder.resolve())

@@ -70,7 +70,7 @@ class WorkingCopy:
         wins: where a file has changed here since both were alike, or was made here: the `store`, also over what only
         changed here; the store if it has `changed` there, too; or what is `here`.
         """
-        below = self._name(path)
+        below = self.name(path)
         listed = self.place.listed(below)
         there = {name: found for name, found in listed.items() if _is_wanted(name, below, pattern)}
         with self._notes() as notes:
@@ -100,7 +100,7 @@ class WorkingCopy:
         """Upload what has changed under `path`; with `removing`, remove in the store what is no longer here."""
         here = dict(self._here(path))
         with self._notes() as notes:
-            noted = _noted(notes, self._name(path))
+            noted = _noted(notes, self.name(path))
             changed = {name: stamp for name, stamp in here.items() if name not in noted or noted[name][:2] != stamp}
             for last in (False, True):
                 todo = {name: (stamp[0], stamp) for name, stamp in changed.items() if name.endswith(".json") == last}
@@ -126,7 +126,8 @@ class WorkingCopy:
                 if not (self.folder / name).exists():
                     _forget(notes, name)
 
-    def _name(self, path: Path) -> str:
+    def name(self, path: Path) -> str:
+        """Return what a file or folder in this copy is called in the store, "" for the copy itself."""
         name = path.absolute().relative_to(self.folder.absolute()).as_posix()
         return "" if name == "." else name
 
@@ -136,7 +137,7 @@ class WorkingCopy:
         for folder, below, names in walked:
             below[:] = [name for name in below if not name.startswith(".")]
             for one in (Path(folder) / name for name in names):
-                name = self._name(one)
+                name = self.name(one)
                 if not _is_passing(name) and (stamp := _stamp(one)):
                     yield name, stamp
 
