@@ -66,6 +66,36 @@ def test_two_processes_train_what_one_does(
     assert "train: reused" in run("train", path, "--out", tmp_path / "two", *options).stdout
 
 
+WATCHED = """
+import atexit, runpy, sys
+from pathlib import Path
+
+def say(when):
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    print(when, sum("gloo" in name for name in names), flush=True)
+
+atexit.register(say, "at the end")
+import torch.distributed as dist
+destroy = dist.destroy_process_group
+dist.destroy_process_group = lambda: (say("before"), destroy())
+sys.argv[0] = "monosem"
+runpy.run_module("monosem", run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_threads_of_groups_end_before_python_does(made: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "watched.py").write_text(WATCHED)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(tmp_path / "watched.py")]
+    options = ["--set", "compute.feature_parallel=2", "--set", "train.checkpoint_seconds=0"]
+    arguments = [*torchrun, "compare", str(made[0]), "--out", str(tmp_path / "two"), *options]
+    done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = done.stdout.splitlines()
+    assert sum(line.startswith("before ") and line != "before 0" for line in said) == 2
+    assert said.count("at the end 0") == 2
+
+
 def test_a_killed_process_is_replaced_and_the_result_is_the_same(made: tuple[Path, Path], tmp_path: Path) -> None:
     path, _ = made
     settings = ["compute.feature_parallel=2", "train.checkpoint_seconds=0.2", "train.tokens=19200"]

@@ -5,6 +5,8 @@ The first process works through the stages; the others wait until it has somethi
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import os
 import secrets
@@ -91,6 +93,7 @@ def joined() -> Iterator[World]:
     if dist.is_initialized():  # by Ray Train, which also ends it
         yield World(dist.get_rank(), dist.get_world_size())
         return
+    _end_groups_before_python()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
@@ -104,6 +107,17 @@ def joined() -> Iterator[World]:
     finally:
         world.announce([])
         dist.destroy_process_group()
+
+
+def _end_groups_before_python() -> None:
+    """Leave no group of processes to the interpreter's end.
+
+    A group's threads end with it only, whatever `destroy_process_group` has shut down. One that drops a tensor while
+    Python ends aborts the process (https://github.com/pytorch/pytorch/pull/179291), with all work done.
+    """
+    import torch.distributed.nn.functional  # noqa: F401  its functions keep the group that there is when it is imported
+
+    atexit.register(gc.collect)  # meshes, which hold groups, hold themselves
 
 
 def launch(command: Callable[[list[str]], int], arguments: list[str], processes: int) -> int:
