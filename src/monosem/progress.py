@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from time import monotonic
 from typing import Any
 
 from rich.console import Console, Group
@@ -11,6 +12,8 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+SHORT = 0.05  # seconds; a speed over less says nothing
 
 
 class Bar:
@@ -97,16 +100,18 @@ class TerminalTicker(Ticker):
 
 
 class PlainBar(Bar):
-    """Prints a line each tenth of the way, for logs."""
+    """Prints a line each tenth of the way, for logs.
 
-    def __init__(self, console: Console, total: int, what: str, unit: str):
+    Speed and time left are of what has been done since the first advance: that one brings what an earlier command has
+    left. rich's bars count so too.
+    """
+
+    def __init__(self, console: Console, total: int, what: str, unit: str, clock: Callable[[], float] = monotonic):
         """Start at zero."""
-        import time
-
-        self.clock = time.monotonic
-        self.began = time.monotonic()
+        self.clock = clock
         self.console, self.total, self.what, self.unit = console, total, what, unit
         self.done, self.said = 0, 0
+        self.first: tuple[float, int] | None = None
         self.latest = ""
 
     def add(self, amount: int) -> None:
@@ -116,17 +121,20 @@ class PlainBar(Bar):
     def to(self, amount: int) -> None:
         """Advance to `amount`."""
         self.done = amount
+        self.first = self.first or (self.clock(), amount)
         tenth = 10 * self.done // max(self.total, 1)
         if tenth > self.said:
             self.said = tenth
-            passed = self.clock() - self.began
-            left = passed * (self.total - self.done) / max(self.done, 1)
-            speed = self.done / max(passed, 1e-9)
-            self.console.print(
-                f"{self.what}: {10 * tenth} %, {speed:,.0f} {self.unit}/s, {left:.0f} s left{self.latest}",
-                highlight=False,
-            )
+            self.console.print(f"{self.what}: {10 * tenth} %{self._pace()}{self.latest}", highlight=False)
 
     def table(self, rows: dict[str, dict[str, float]]) -> None:
         """Remember the latest numbers for the next line."""
         self.latest = "".join(f"\n    {run}: L0 {r['l0']:.4g}, NMSE {r['nmse']:.4g}" for run, r in rows.items())
+
+    def _pace(self) -> str:
+        assert self.first is not None
+        passed, made = self.clock() - self.first[0], self.done - self.first[1]
+        if passed < SHORT or made <= 0:
+            return ""
+        left = passed * max(self.total - self.done, 0) / made
+        return f", {made / passed:,.0f} {self.unit}/s, {left:.0f} s left"
