@@ -82,6 +82,15 @@ def test_precedence_is_run_then_train_then_recipe() -> None:
         (changed(run=[{"k": 3}]), r"variant: missing"),
         (changed(run=[{"variant": "topk", "k": 3}] * 2), r"two runs are called \"topk-k3\""),
         (changed(run=[{"variant": "gated", "mode": "mixed"}]), r"mixed"),
+        (changed(model__device_map="autoo"), r"model\.device_map = 'autoo': input should be '', 'auto'"),
+        (changed(model__max_memory={"cpu": "1GB"}), r"model\.max_memory = .*: it needs model\.device_map, as \"auto\""),
+        *(
+            (
+                changed(model__device_map="auto", model__max_memory=limits),
+                r"model\.max_memory = .*: give each GPU's number or cpu a size, as \{ \"0\" = \"20GiB\"",
+            )
+            for limits in ({"cpu": "lots"}, {"cpu": "-1GB"}, {"gpu": "1GB"}, {"0": "20"}, {"0": "20gb"})
+        ),
         ({"run": [{"variant": "topk"}]} | {"text": {"eval_tokens": 0}}, r"text\.eval_tokens = 0"),
     ],
 )

@@ -119,6 +119,27 @@ def test_a_killed_process_is_replaced_and_the_result_is_the_same(made: tuple[Pat
     assert not list(cut.rglob("checkpoint"))
 
 
+def test_ctrl_c_stops_all_processes_at_once_and_one_goes_on(made: tuple[Path, Path], tmp_path: Path) -> None:
+    path, one = made
+    out, log = tmp_path / "out", tmp_path / "log"
+    options = ("--set", "compute.feature_parallel=2", "--set", "train.checkpoint_seconds=0")
+    with open(log, "w") as file:
+        process = subprocess.Popen(
+            command("compare", path, "--out", out, "--nproc", "2", *options), env=ENVIRONMENT, stdout=file, stderr=file
+        )
+        end = time.monotonic() + 240
+        while time.monotonic() < end and not list(out.glob("saes/*/checkpoint/step-*/facts.json")):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130, log.read_text()[-3000:]
+    said = log.read_text()
+    assert said.count("stopped; the same command goes on") == 1
+    assert "forcefully" not in said  # the launcher waits for half a minute for those that don't end
+    assert "train: done" not in said
+    assert "resumed, 2 runs" in run("compare", path, "--out", out).stdout
+    check_equal(out, one, 1e-4)
+
+
 def children_of(pid: int) -> list[int]:
     """Return the process numbers of the training processes that a launcher started."""
     found = []

@@ -388,6 +388,7 @@ def test_machines_of_torchrun_share_a_bucket_and_no_folder(
         ("s3://nowhere-at-all/x", "s3://nowhere-at-all/x: can't be written (The specified bucket does not exist)"),
         ("foo://lab/x", "foo://lab/x: no such kind of store (Protocol not known: foo)"),
         ("gs://lab/x", "pip install 'monosem[gs]'"),
+        ("s3://", "s3://: a bucket and a folder in it are wanted, as s3://BUCKET/DIR"),
     ],
 )
 def test_bad_places_are_named(
@@ -401,7 +402,9 @@ def test_bad_places_are_named(
 def test_a_place_without_a_study_is_named(lab: Lab) -> None:
     lab.on("a")
     assert f"error: {lab.url}: not a study folder (no study.toml in it)" in run("report", lab.url, code=2).stderr
-    assert "not a study folder" in run("serve", lab.url, code=2).stderr
+    for arguments in (["serve"], ["export-features"], ["export-results"], ["rate", "freeze"]):
+        assert f"error: {lab.url}: not a study folder" in run(*arguments, lab.url, code=2).stderr
+    assert not lab.there()
 
 
 def test_a_store_that_does_not_answer_is_named(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

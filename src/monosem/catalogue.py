@@ -42,6 +42,16 @@ def find_study(target: str) -> tuple[Path, Path | None]:
     raise UserError(f"{target}: no such study file or folder; studies that come along: {', '.join(known)}")
 
 
+def find_folder(target: str) -> Path:
+    """Return the study folder that `target` means, of one in an object store its copy here.
+
+    Raises UserError when it is none.
+    """
+    if (found := find_study(target)[1]) is None:
+        raise UserError(f"{target}: a study folder is wanted here (one that `monosem compare` wrote)")
+    return found
+
+
 def lines(what: str) -> list[str]:
     """Return one line for each thing of a kind: variants, evals, formats or studies."""
     if what == "studies":

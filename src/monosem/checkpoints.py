@@ -119,6 +119,7 @@ def _write_parts(trainer: Trainer, place: Path, step: int, facts: dict[str, Any]
         save_parts(parts, storage_writer=writer, process_group=both.group)
         shutil.rmtree(whole, ignore_errors=True)  # of a start before, in which another run's wasn't whole yet
     except (CheckpointException, OSError, UserError) as error:
+        _pass_on_interrupt(error)
         failure = UserError(f"{unfinished}: the checkpoint can't be written ({_cause(error)}); free some space there")
         shutil.rmtree(unfinished, ignore_errors=True)
     both.agree(failure)
@@ -136,6 +137,12 @@ def _write_parts(trainer: Trainer, place: Path, step: int, facts: dict[str, Any]
             keep(place)
 
     both.agreed(finish)
+
+
+def _pass_on_interrupt(error: BaseException) -> None:
+    """Raise KeyboardInterrupt if one of the processes met it; torch collects it among what went wrong."""
+    if any(isinstance(cause, KeyboardInterrupt) for cause, _ in getattr(error, "failures", {}).values()):
+        raise KeyboardInterrupt from error
 
 
 def _cause(error: BaseException) -> str:
@@ -200,6 +207,7 @@ def _read_parts(path: Path, trainer: Trainer) -> dict[str, Tensor]:
         with warnings.catch_warnings(action="ignore"):  # that one process is alone is known
             load_parts(blank, storage_reader=reader, process_group=mesh.both.group, no_dist=mesh.devices is None)
     except CheckpointException as error:
+        _pass_on_interrupt(error)
         raise ValueError(f"{path}: not a whole checkpoint") from error
     return {name: value.to_local() if isinstance(value, DTensor) else value for name, value in blank.items()}
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from monosem.loading import LoadSpec, load_specs, run_label
 from monosem.normaliser import Kind
@@ -45,6 +46,17 @@ class ModelConfig(_Section):
     max_memory: dict[str, str] = Field(default_factory=dict)
     context: int = Field(default=128, ge=8)
     batch_rows: int = Field(default=8, ge=1)
+
+    @field_validator("max_memory")
+    @classmethod
+    def _limits(cls, limits: dict[str, str], others: ValidationInfo) -> dict[str, str]:
+        sizes = (re.fullmatch(r"\d+(\.\d+)?[KMG]i?B", size) for size in limits.values())
+        if not all(sizes) or not all(re.fullmatch(r"cpu|\d+", device) for device in limits):
+            wanted = 'Give each GPU\'s number or cpu a size, as { "0" = "20GiB", cpu = "60GB" }'
+            raise PydanticCustomError("limits", wanted)
+        if limits and not others.data.get("device_map", "unknown"):
+            raise PydanticCustomError("limits", 'It needs model.device_map, as "auto"')
+        return limits
 
 
 class TextConfig(_Section):

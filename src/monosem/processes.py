@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from importlib import import_module
+from signal import SIGINT
 
 import torch
 import torch.distributed as dist
@@ -57,7 +59,8 @@ class World:
         if self.size % together:
             raise UserError(
                 f"compute.data_parallel = {data} times compute.feature_parallel = {features}: {self.size} processes "
-                f"can't be split into groups of {together}; start a multiple of {together}, as with --nproc {together}"
+                f"can't be split into groups of {together}; start a multiple of {together}, as with --nproc {together} "
+                "or set both keys to 1"
             )
         if self.size == 1:
             return ALONE, 0, 1
@@ -93,7 +96,7 @@ def joined() -> Iterator[World]:
     if dist.is_initialized():  # by Ray Train, which also ends it
         yield World(dist.get_rank(), dist.get_world_size())
         return
-    _end_groups_before_python()
+    import_module("torch.distributed.nn.functional")  # imported later, its functions would keep the group for ever
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
@@ -104,6 +107,10 @@ def joined() -> Iterator[World]:
     world = World(rank, size, store)
     try:
         yield world
+        _end_groups_before_python()
+    except UserError:  # of all processes; after other errors, an exchange may be open that would be waited for
+        _end_groups_before_python()
+        raise
     finally:
         world.announce([])
         dist.destroy_process_group()
@@ -113,11 +120,10 @@ def _end_groups_before_python() -> None:
     """Leave no group of processes to the interpreter's end.
 
     A group's threads end with it only, whatever `destroy_process_group` has shut down. One that drops a tensor while
-    Python ends aborts the process (https://github.com/pytorch/pytorch/pull/179291), with all work done.
+    Python ends aborts the process (https://github.com/pytorch/pytorch/pull/179291), with all work done. Meshes, which
+    hold groups, hold themselves.
     """
-    import torch.distributed.nn.functional  # noqa: F401  its functions keep the group that there is when it is imported
-
-    atexit.register(gc.collect)  # meshes, which hold groups, hold themselves
+    atexit.register(gc.collect)
 
 
 def launch(command: Callable[[list[str]], int], arguments: list[str], processes: int) -> int:
@@ -145,6 +151,8 @@ def launch(command: Callable[[list[str]], int], arguments: list[str], processes:
         return max(elastic_launch(config, command)(arguments).values())
     except SignalException as error:
         return 128 + int(error.sigval)
+    except KeyboardInterrupt:  # before the launcher watches for signals
+        return 128 + SIGINT
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise UserError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from signal import SIGINT
 from typing import Any
 
 import typer
@@ -43,9 +44,15 @@ def run() -> int:
 
 
 def run_arguments(arguments: list[str]) -> int:
-    """Run the command line with these arguments, and return its exit code."""
+    """Run the command line with these arguments in a process that was launched for it, and return its exit code.
+
+    Raises SystemExit when it was interrupted: who returns waits for the launcher, which waits for its processes then.
+    """
     sys.argv = ["monosem", *arguments]
-    return run()
+    code = run()
+    if code == 128 + SIGINT:
+        raise SystemExit(code)
+    return code
 
 
 def _show(message: Any, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:

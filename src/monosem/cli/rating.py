@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-
-from monosem.types import UserError
 
 app = typer.Typer(no_args_is_help=True, help="Draw features for blind rating, lock the ratings, unblind them.")
 
@@ -31,11 +28,12 @@ def draw(
     force: Annotated[bool, typer.Option("--force", help="Draw anew over a draw that has no ratings.")] = False,
 ) -> None:
     """Draw the features to be rated: a packet for the raters, and a key apart."""
+    from monosem.catalogue import find_folder
     from monosem.rating.draw import draw as draw_features
     from monosem.rating.store import writable
     from monosem.remote import held
 
-    folder = _study_folder(study)
+    folder = find_folder(study)
     with writable(folder), held(folder):
         told = draw_features(
             folder, features=features, runs=runs, sampling=sampling, empty=empty, seed=seed, force=force
@@ -47,11 +45,12 @@ def draw(
 @app.command()
 def freeze(study: StudyFolder) -> None:
     """Lock the ratings: later ones are refused, and changes are noticed."""
+    from monosem.catalogue import find_folder
     from monosem.rating.store import Files
     from monosem.rating.store import freeze as freeze_ratings
     from monosem.remote import RATING, at_hand
 
-    with at_hand(_study_folder(study), RATING) as folder:
+    with at_hand(find_folder(study), RATING) as folder:
         files = Files(folder)
         found = freeze_ratings(files)
     typer.echo(f"{found['ratings']} ratings by {', '.join(found['raters'])} are frozen: {files.frozen}")
@@ -65,19 +64,11 @@ def analyse(
     ] = None,
 ) -> None:
     """Unblind frozen ratings and compare the runs; freezes first if need be."""
+    from monosem.catalogue import find_folder
     from monosem.rating.analysis import AXES
     from monosem.rating.analysis import analyse as analyse_ratings
     from monosem.remote import RATING, at_hand
 
-    with at_hand(_study_folder(study), RATING) as folder:
+    with at_hand(find_folder(study), RATING) as folder:
         for line in analyse_ratings(folder, tuple(axis or AXES)):
             typer.echo(line)
-
-
-def _study_folder(study: str) -> Path:
-    from monosem.catalogue import find_study
-
-    found = find_study(study)[1]
-    if found is None:
-        raise UserError(f"{study}: a study folder is wanted here (one that `monosem compare` wrote)")
-    return found

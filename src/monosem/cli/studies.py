@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from multiprocessing import parent_process
 from pathlib import Path
+from signal import SIGINT
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +12,7 @@ import typer
 from monosem.environment import leads
 
 app = typer.Typer()
+STOPPED = "stopped; the same command goes on from the last finished shard or checkpoint"
 
 Target = Annotated[
     str,
@@ -121,7 +124,7 @@ def evaluate(
             typer.echo(line)
     except KeyboardInterrupt:
         typer.echo("stopped; the same command goes on after the runs that are finished, and asks for no answer twice")
-        raise typer.Exit(130) from None
+        raise typer.Exit(128 + SIGINT) from None
 
 
 @app.command()
@@ -136,10 +139,11 @@ def serve(
     show: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
 ) -> None:
     """Browse a study's features, search them by a text, and rate them, in a local web app."""
+    from monosem.catalogue import find_folder
     from monosem.remote import RATING, at_hand
     from monosem.serving import serve as serve_app
 
-    with at_hand(study, RATING) as folder:
+    with at_hand(find_folder(study), RATING) as folder:
         serve_app(folder, host=host, port=port, show=show, say=typer.echo)
 
 
@@ -154,10 +158,11 @@ def export_features(
     format: Annotated[str, typer.Option("--format", help="html, saedashboard or neuronpedia.")] = "html",
 ) -> None:
     """Write features as pages that need no server, or as SAEDashboard's or Neuronpedia's JSON."""
+    from monosem.catalogue import find_folder
     from monosem.exports import export_features as export
     from monosem.remote import at_hand
 
-    with at_hand(study) as folder:
+    with at_hand(find_folder(study)) as folder:
         typer.echo(f"{export(folder, out or folder / 'features', runs, features, format, typer.echo)}")
 
 
@@ -169,10 +174,11 @@ def export_results(
     format: Annotated[str, typer.Option("--format", help="saebench.")] = "saebench",
 ) -> None:
     """Write results as SAEBench result files, with monosem's definitions and intervals beside its names."""
+    from monosem.catalogue import find_folder
     from monosem.exports import export_results as export
     from monosem.remote import at_hand
 
-    with at_hand(study) as folder:
+    with at_hand(find_folder(study)) as folder:
         out = out or folder / "saebench"
         files = export(folder, out, runs, format, typer.echo)
     typer.echo(f"{len(files)} files in {out}")
@@ -212,7 +218,10 @@ def _run(
             *(["--out", out] if out else []),
             *(part for text in settings or [] for part in ("--set", text)),
         ]
-        raise typer.Exit(launch(run_arguments, [command, target, *options], processes))
+        code = launch(run_arguments, [command, target, *options], processes)
+        if code == 128 + SIGINT:
+            typer.echo(STOPPED)
+        raise typer.Exit(code)
     from rich.console import Console
 
     from monosem.progress import TerminalTicker
@@ -224,9 +233,9 @@ def _run(
     try:
         path = run_stages(study, folder, only=only, say=typer.echo, ticker=ticker, engine=engine, processes=processes)
     except KeyboardInterrupt:
-        if leads():
-            typer.echo("stopped; the same command goes on from the last finished shard or checkpoint")
-        raise typer.Exit(130) from None
+        if leads() and not parent_process():  # which says it
+            typer.echo(STOPPED)
+        raise typer.Exit(128 + SIGINT) from None
     if only in (None, "report") and leads():
         where = address(path.parent)
         typer.echo(f"report: {path}" + (f" ({where}/{path.name})" if is_url(where) else ""))

@@ -61,6 +61,8 @@ def local(place: str | Path) -> Path:
     if not is_url(place):
         return Path(str(place).removeprefix("file://"))
     url = str(place).rstrip("/")
+    if "://" not in url:
+        raise UserError(f"{place}: a bucket and a folder in it are wanted, as {url}//BUCKET/DIR")
     Place(url).connect()
     folder = cache_folder() / "studies" / f"{url.rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
     if not (folder / URL).exists():
