@@ -102,6 +102,30 @@ def test_commands_that_are_not_there(tmp_path: Path) -> None:
     assert run("compare", "--nosuch", code=2).stderr
 
 
+def test_outputs_that_belong_here_are_not_put_into_a_folder_named_like_a_store(
+    finished_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sae = finished_study / "saes" / "topk-k8"
+    for arguments in (
+        ("convert", sae, "s3://lab/x"),
+        ("card", finished_study, "--out", "s3://lab/x.md"),
+        ("export-features", finished_study, "--out", "gs://lab/x"),
+        ("export-results", finished_study, "--out", "s3://lab/x"),
+        ("doctor", sae, "--json", "s3://lab/x.json"),
+    ):
+        assert "is not on this" in run(*arguments, code=2).stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_processes_that_do_not_fit_are_named_before_the_harvest(tiny_study: dict[str, Any], tmp_path: Path) -> None:
+    path, out = write_study(tiny_study, tmp_path / "study.toml"), tmp_path / "out"
+    said = run("compare", path, "--out", out, "--set", "compute.data_parallel=3", code=2).stderr
+    assert "1 processes can't be split into groups of 3" in said
+    assert not (out / "activations").exists()
+    assert "start at most" in run("compare", path, "--out", out, "--nproc", "100000", code=2).stderr
+
+
 def test_stages_out_of_order(tiny_study: dict[str, Any], tmp_path: Path) -> None:
     path = write_study(tiny_study, tmp_path / "study.toml")
     for stage in ("train", "measure", "report"):

@@ -161,6 +161,23 @@ def test_without_ray_the_extra_is_named(finished_study: Path, monkeypatch: pytes
     assert "there is local, ray, or ray://" in run("compare", finished_study, "--engine", "slurm", code=2).stderr
 
 
+@pytest.mark.parametrize("address", ["ray://", "ray://head", "ray://head:port"])
+def test_an_address_that_is_none_is_named(finished_study: Path, address: str) -> None:
+    said = run("compare", finished_study, "--engine", address, code=2).stderr
+    assert f'--engine "{address}": write ray://HOST:PORT' in said
+
+
+def test_a_cluster_without_room_is_named_before_the_harvest(
+    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
+    work = Work(load_study(made[0], ["compute.feature_parallel=4"]), tmp_path)
+    with pytest.raises(UserError, match="has 2 cores"):
+        RayEngine().check(work)
+    with pytest.raises(UserError, match="2 processes can't be split into groups of 4"):
+        RayEngine(2).check(work)
+
+
 @dataclass
 class Cluster:
     """address: of the head node; client: of its Ray Client server; nodes: process numbers."""

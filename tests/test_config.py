@@ -82,6 +82,7 @@ def test_precedence_is_run_then_train_then_recipe() -> None:
         (changed(run=[{"k": 3}]), r"variant: missing"),
         (changed(run=[{"variant": "topk", "k": 3}] * 2), r"two runs are called \"topk-k3\""),
         (changed(run=[{"variant": "gated", "mode": "mixed"}]), r"mixed"),
+        (changed(compute__threads=100_000), r"compute\.threads = 100000: input should be less than or equal to 1024"),
         (changed(model__device_map="autoo"), r"model\.device_map = 'autoo': input should be '', 'auto'"),
         (changed(model__max_memory={"cpu": "1GB"}), r"model\.max_memory = .*: it needs model\.device_map, as \"auto\""),
         *(

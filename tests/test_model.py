@@ -178,6 +178,9 @@ def test_what_keeps_a_model_from_being_spread_is_said(tiny_lm: Path, monkeypatch
         load_model(str(tiny_lm), spread=Spread("auto", {"cpu": "1KB"}))
     with pytest.raises(UserError, match=r"model.max_memory = .*lots"):
         load_model(str(tiny_lm), spread=Spread("auto", {"cpu": "lots"}))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=r"model.max_memory = .*: no GPU 7 here; this machine has 1"):
+        load_model(str(tiny_lm), spread=Spread("auto", {"0": "1GB", "7": "1GB"}))
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(UserError, match=r"needs Accelerate; install it with pip install 'monosem\[large\]'"):
         load_model(str(tiny_lm), spread=Spread("auto"))

@@ -18,7 +18,7 @@ import pytest
 from safetensors.torch import load_file
 
 from monosem.remote import RATING, address, at_hand, fetch, fetch_as_helper, held, keep, lease, local, working_copy
-from monosem.remote.place import Place
+from monosem.remote.place import Place, Unreachable
 from monosem.store import file_hash
 from monosem.types import UserError
 from tests.conftest import study_of
@@ -296,6 +296,68 @@ def test_what_was_sent_before_a_failure_is_noted(lab: Lab, monkeypatch: pytest.M
     put(a / "0.json", "changed since")
     fetch(a)
     assert (a / "0.json").read_text() == "changed since"
+
+
+def test_a_store_that_does_not_answer_costs_no_training(
+    lab: Lab, tiny_lm: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_of(tiny_lm, corpus, RUNS)
+    study["train"] |= {"checkpoint_seconds": 0.0, "tokens": 128 * 5}
+    path, a = write_study(study, tmp_path / "study.toml"), lab.on("a")
+    run("harvest", path, "--out", lab.url)
+    upload, asked = Place.upload, []
+
+    def refuse(self: Place, name: str, source: Path) -> str | None:
+        if not name.startswith("saes/"):
+            return upload(self, name, source)
+        asked.append(name)
+        raise Unreachable(f"{self.url}: no route to host")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Place, "upload", refuse)
+        assert "no route to host" in run("train", path, "--out", lab.url, code=2).stderr
+    assert any("checkpoint" in name for name in asked)
+    assert len(list(a.glob("saes/*/sae_weights.safetensors"))) == 2
+    assert "train: reused" in run("compare", path, "--out", lab.url).stdout
+    assert sum(name.endswith("sae_weights.safetensors") for name in lab.there()) == 2
+
+
+def test_ctrl_c_stays_one_when_the_store_does_not_answer(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise Unreachable("no route to host")
+
+    def interrupted() -> None:
+        with held(lab.url) as a:
+            put(a / "x.json", "1")
+            for name in ("upload", "remove"):
+                monkeypatch.setattr(Place, name, refuse)
+            raise KeyboardInterrupt
+
+    lab.on("a")
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+
+
+def test_keys_that_make_folders_be_seen_are_no_files(lab: Lab) -> None:
+    store, root = Place(lab.url).connect()
+    for name in ("", "saes/"):
+        store.pipe_file(f"{root}/{name}", b"")
+    lab.on("a")
+    with at_hand(lab.url) as a:
+        put(a / "saes/r/cfg.json", "{}")
+    assert "saes/r/cfg.json" in lab.there()
+
+
+def test_files_are_named_by_where_the_user_has_them(lab: Lab, finished_study: Path) -> None:
+    a = lab.on("a")
+    run("compare", finished_study / "study.toml", "--out", lab.url)
+    store, root = Place(lab.url).connect()
+    store.pipe_file(f"{root}/activations/meta.json", b'{"a": ')
+    said = run("compare", lab.url, code=2).stderr
+    assert f"error: {lab.url}/activations/meta.json: not valid JSON" in said
+    assert f"(the copy here: {a})" in said
+    store.rm_file(f"{root}/activations/meta.json")  # as the message says
+    assert "harvest: " in run("compare", lab.url).stdout
 
 
 def test_a_place_below_saes_is_a_place_of_its_own(lab: Lab, bucket: str) -> None:

@@ -7,6 +7,7 @@ number of processes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import warnings
@@ -20,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from monosem.mesh import Mesh
-from monosem.remote import keep
+from monosem.remote import Unreachable, keep
 from monosem.store import read_json, write_bytes, write_json
 from monosem.types import UserError
 
@@ -49,7 +50,10 @@ def write_checkpoint(trainers: list[Trainer], folder: Path, step: int) -> None:
         else:
             tensors = {name: t.cpu().contiguous() for name, t in trainer.state().items()}
             write_bytes(place / _name(step, trainer), save(tensors, {"facts": json.dumps(facts)}))
-            keep(place)
+    for trainer in trainers:
+        if trainer.mesh.both.size == 1:
+            with contextlib.suppress(Unreachable):  # tried again now and then, and when training has ended
+                keep(folder / trainer.spec.name / "checkpoint")
     for trainer in trainers:
         new = _name(step, trainer)
         for old in (folder / trainer.spec.name / "checkpoint").glob("step-*"):

@@ -115,7 +115,7 @@ class ComputeConfig(_Section):
         split in training; what remains of the processes that were launched (`--nproc`, torchrun) trains other runs.
     """
 
-    threads: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0, le=1024)
     chunk: int = Field(default=256, ge=1)
     first_look: Literal["auto", "int8", "float32"] = "auto"
     reference: bool = False

@@ -26,6 +26,11 @@ class Engine:
         """Return what makes shards of activations; None: the harvest itself does."""
         return None
 
+    def check(self, work: Work) -> None:
+        """Raise UserError when training, which comes after hours of harvest, won't have the processes it wants."""
+        compute = work.study.file.compute
+        work.world.check(compute.data_parallel, compute.feature_parallel)
+
     def train(self, work: Work, meta: dict[str, Any]) -> str | None:
         """Train the runs that lack an SAE; return what was done, in words, None for nothing."""
         return train_runs(work, meta)

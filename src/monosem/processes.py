@@ -27,6 +27,7 @@ from monosem.mesh import ALONE, Axis, Mesh, Traffic
 from monosem.types import UserError
 
 RESTARTS = 3
+MOST = 8  # processes a core; more would only wait for each other
 PATIENCE = timedelta(days=7)  # how long processes wait for each other; a dead one is noticed by the launcher
 
 
@@ -55,13 +56,7 @@ class World:
 
         Returns this process's mesh, which group it is in and how many there are. Raises UserError when they don't fit.
         """
-        together = data * features
-        if self.size % together:
-            raise UserError(
-                f"compute.data_parallel = {data} times compute.feature_parallel = {features}: {self.size} processes "
-                f"can't be split into groups of {together}; start a multiple of {together}, as with --nproc {together} "
-                "or set both keys to 1"
-            )
+        together = self.check(data, features)
         if self.size == 1:
             return ALONE, 0, 1
         groups = self.size // together
@@ -70,6 +65,17 @@ class World:
         both = self._axis(shared._flatten("both"))
         mesh = Mesh(self._axis(shared["data"]), self._axis(shared["features"]), both, shared)
         return mesh, devices["runs"].get_local_rank(), groups
+
+    def check(self, data: int, features: int) -> int:
+        """Return how many processes train an SAE together. Raises UserError when those of the launch don't fit."""
+        together = data * features
+        if self.size % together:
+            raise UserError(
+                f"compute.data_parallel = {data} times compute.feature_parallel = {features}: {self.size} processes "
+                f"can't be split into groups of {together}; start a multiple of {together}, as with --nproc {together} "
+                "or set both keys to 1"
+            )
+        return together
 
     @property
     def everyone(self) -> Axis:
@@ -130,8 +136,10 @@ def launch(command: Callable[[list[str]], int], arguments: list[str], processes:
     """Run `command(arguments)` in several processes of this machine by torchrun's launcher; return the exit code.
 
     When a process dies, all of them are started again, up to RESTARTS times, and go on from the last checkpoint.
-    Raises UserError when they die again and again.
+    Raises UserError when they die again and again, or for more than this machine could run.
     """
+    if processes > (most := MOST * (os.cpu_count() or 1)):
+        raise UserError(f"--nproc {processes}: this machine has {os.cpu_count()} cores; start at most {most}")
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

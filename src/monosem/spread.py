@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from monosem.types import UserError
@@ -45,6 +46,9 @@ class Spread:
             }
         except ValueError as error:
             raise UserError(f"model.max_memory = {self.max_memory}: {error}") from error
+        count = torch.cuda.device_count()
+        if absent := [key for key in limits if isinstance(key, int) and key >= count]:
+            raise UserError(f"model.max_memory = {self.max_memory}: no GPU {absent[0]} here; this machine has {count}")
         return {"device_map": self.device_map, **({"max_memory": limits} if limits else {})}
 
     def check(self, lm: Any) -> None:

@@ -130,6 +130,8 @@ def _run_stages(work: Work, names: tuple[str, ...], engine: Engine) -> None:
         work.stages = read_json(folder / "stages.json") if (folder / "stages.json").exists() else {}
         if not (folder / "study.toml").exists():  # an earlier one stays until a stage has succeeded with this study
             write_text(folder / "study.toml", study.toml())
+        if "train" in names and not (work.activations / "meta.json").exists():
+            engine.check(work)
         for name in names:
             _run_stage(work, name, engine)
 

@@ -98,6 +98,8 @@ def _train_in_step(trainers: list[Trainer], store: Activations, folder: Path, re
         if step + 1 < plan.steps and mesh.both.reduced(due):
             write_checkpoint(trainers, folder, step + 1)
             saved = time.monotonic()
+    for trainer in trainers:  # all of them, before a store that doesn't answer can stop this
+        _write_sae(trainer, folder / trainer.spec.name)
     for trainer in trainers:
         _finish(trainer, folder / trainer.spec.name)
 
@@ -116,7 +118,7 @@ def step_all(trainers: list[Trainer], x: Tensor, index: int, log: bool) -> None:
         run_all([partial(trainer.step, x, index, log) for trainer in slowest_first])
 
 
-def _finish(trainer: Trainer, folder: Path) -> None:
+def _write_sae(trainer: Trainer, folder: Path) -> None:
     sae = trainer.sae()
 
     def write() -> None:
@@ -124,8 +126,12 @@ def _finish(trainer: Trainer, folder: Path) -> None:
             frame = pl.DataFrame(trainer.log, infer_schema_length=None)
             write_atomic(folder / "log.parquet", frame.write_parquet)
             save_sae(sae, folder)
-            keep(folder)
 
     trainer.mesh.both.agreed(write)
+
+
+def _finish(trainer: Trainer, folder: Path) -> None:
+    both = trainer.mesh.both
+    both.agreed(lambda: keep(folder) if both.rank == 0 else None)
     drop_checkpoints(folder)
-    trainer.mesh.both.agreed(partial(keep, folder / "checkpoint"))
+    both.agreed(partial(keep, folder / "checkpoint"))

@@ -38,9 +38,15 @@ def run() -> int:
             return int(exit_.code or 0)
         except UserError as error:
             if leads():  # all of several processes fail at the same
-                typer.echo(f"error: {error}", err=True)
+                typer.echo(f"error: {_named(error)}", err=True)
             return 2
         return 0
+
+
+def _named(error: UserError) -> str:
+    from monosem.remote import named
+
+    return named(str(error))
 
 
 def run_arguments(arguments: list[str]) -> int:

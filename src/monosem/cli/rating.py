@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Draw features for blind rating, lock the ratings, unblind them.")
+from monosem.cli.options import StudyFolder
 
-StudyFolder = Annotated[str, typer.Argument(metavar="STUDY_DIR", help="A study folder, also s3:// or gs://.")]
+app = typer.Typer(no_args_is_help=True, help="Draw features for blind rating, lock the ratings, unblind them.")
 
 
 @app.command()

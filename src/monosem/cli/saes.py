@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from monosem.cli.options import on_this_machine
+
 app = typer.Typer()
 Spec = Annotated[
     str, typer.Argument(metavar="SPEC", help="A folder, a file, hf:owner/name[/folder] or saelens:release/id.")
@@ -19,7 +21,7 @@ Spec = Annotated[
 @app.command()
 def convert(
     source: Spec,
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder.", callback=on_this_machine)],
     to: Annotated[str, typer.Option("--to", help="A format (see `monosem list formats`).")] = "saelens",
     site: Annotated[str, typer.Option("--site", help="Where it was trained, if the files don't say.")] = "",
     model: Annotated[str, typer.Option("--model", help="On which model, if the files don't say.")] = "",
@@ -43,7 +45,9 @@ def doctor(
     positions: Annotated[
         Literal["text", "all"], typer.Option("--positions", help="all: read it at position 0 and special tokens, too.")
     ] = "text",
-    json: Annotated[Path | None, typer.Option("--json", help="Write the diagnosis there, too.")] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write the diagnosis there, too.", callback=on_this_machine)
+    ] = None,
 ) -> None:
     """Say which reading of an SAE's file is right; exit code 1 when it isn't the one as it stands."""
     from rich import box
@@ -78,7 +82,9 @@ Repository = Annotated[str, typer.Argument(metavar="hf:OWNER/NAME[/FOLDER]", hel
 @app.command()
 def card(
     shared: Shared,
-    out: Annotated[Path | None, typer.Option("--out", help="Where to; default DIR/README.md.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to; default DIR/README.md.", callback=on_this_machine)
+    ] = None,
     repo: Annotated[str, typer.Option("--repo", help="The repository that it will lie in.")] = "hf:OWNER/NAME",
     license: License = None,
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from monosem.cli.options import StudyFolder, on_this_machine
 from monosem.environment import leads
 
 app = typer.Typer()
@@ -21,7 +22,6 @@ Target = Annotated[
     ),
 ]
 Out = Annotated[str | None, typer.Option("--out", help="Study folder, also s3:// or gs://; default runs/<study name>.")]
-StudyFolder = Annotated[str, typer.Argument(metavar="STUDY_DIR", help="A study folder, also s3:// or gs://.")]
 Reference = Annotated[
     bool, typer.Option("--reference", help="Use the slow, readable references instead of the kernels.")
 ]
@@ -150,7 +150,9 @@ def serve(
 @app.command(name="export-features")
 def export_features(
     study: StudyFolder,
-    out: Annotated[Path | None, typer.Option("--out", help="Where to; default STUDY_DIR/features.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to; default STUDY_DIR/features.", callback=on_this_machine)
+    ] = None,
     runs: Annotated[str, typer.Option("--runs", help="Only runs whose name matches this pattern.")] = "*",
     features: Annotated[int, typer.Option("--features", help="How many of each run, evenly spaced; 0: all.", min=0)] = (
         100
@@ -169,7 +171,9 @@ def export_features(
 @app.command(name="export-results")
 def export_results(
     study: StudyFolder,
-    out: Annotated[Path | None, typer.Option("--out", help="Where to; default STUDY_DIR/saebench.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to; default STUDY_DIR/saebench.", callback=on_this_machine)
+    ] = None,
     runs: Annotated[str, typer.Option("--runs", help="Only runs whose name matches this pattern.")] = "*",
     format: Annotated[str, typer.Option("--format", help="saebench.")] = "saebench",
 ) -> None:

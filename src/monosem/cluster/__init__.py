@@ -31,7 +31,7 @@ from monosem.evals import Evaluation, Inputs, RunInfo
 from monosem.evaluate import evaluate, to_judge
 from monosem.harvest import Make, Progress, Record, Shard
 from monosem.measuring import measure_runs, unmeasured
-from monosem.processes import PATIENCE, RESTARTS
+from monosem.processes import PATIENCE, RESTARTS, World
 from monosem.remote import fetch, keep, storage
 from monosem.training import train_runs
 from monosem.types import UserError
@@ -46,6 +46,13 @@ class RayEngine(Engine):
     def __init__(self, processes: int = 0) -> None:
         """processes: how many train together; 0 for as many as there is room for."""
         self.processes = processes
+
+    def check(self, work: Work) -> None:
+        """Raise UserError when the cluster has no room for the processes that training wants."""
+        compute = work.study.file.compute
+        wanted = self.processes or compute.data_parallel * compute.feature_parallel
+        World(size=wanted).check(compute.data_parallel, compute.feature_parallel)
+        self._slots(work, wanted)
 
     def shards(self, work: Work) -> Make:
         """Return what makes shards in as many processes as there is room for, each with the language model."""

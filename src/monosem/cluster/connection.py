@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -31,6 +32,8 @@ def connected(address: str = "") -> Iterator[None]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = address or os.environ.get("RAY_ADDRESS", "")
+    if address.startswith("ray://") and not re.fullmatch(r"ray://.+:\d+", address):
+        raise UserError(f'--engine "{address}": write ray://HOST:PORT, of a head node\'s Ray Client server')
     try:
         if ":" in address:  # Ray itself would try for minutes
             host, _, port = address.removeprefix("ray://").rpartition(":")

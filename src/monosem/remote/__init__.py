@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from monosem.remote.lease import leased
-from monosem.remote.place import Place
+from monosem.remote.place import Place, Unreachable
 from monosem.remote.working_copy import URL, Wins, WorkingCopy, copy_of
 from monosem.store import cache_folder, study_lock, write_text
 from monosem.types import UserError
 
 __all__ = [
     "RATING",
+    "Unreachable",
     "address",
     "at_hand",
     "fetch",
@@ -35,11 +36,13 @@ __all__ = [
     "is_url",
     "keep",
     "local",
+    "named",
     "storage",
 ]
 
 LEASE, RATING = ".lease", ".lease-rating"  # of a study; of its ratings, which one process at a time may add to
 _HELD: dict[Path, Callable[[], None]] = {}  # working copies that this process holds; raises when it has lost them
+_URLS: dict[str, str] = {}  # of working copies that this process has opened
 _WINS: dict[Path, Wins] = {}  # those that it helps with: which side counts
 
 
@@ -67,7 +70,16 @@ def local(place: str | Path) -> Path:
     folder = cache_folder() / "studies" / f"{url.rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
     if not (folder / URL).exists():
         write_text(folder / URL, url)
+    _URLS[str(folder)] = url
     return folder
+
+
+def named(message: str) -> str:
+    """Return a message with URLs in place of the working copies that this process has opened."""
+    for folder, url in _URLS.items():
+        if folder in message:
+            message = f"{message.replace(folder, url)} (the copy here: {folder})"
+    return message
 
 
 def address(folder: Path) -> str:

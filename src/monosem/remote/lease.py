@@ -62,7 +62,8 @@ def leased(place: Place, lease: str, copy: str, say: Say) -> Iterator[Callable[[
         over.set()
         renewing.join()
         if not lost.is_set():
-            place.remove(lease)
+            with contextlib.suppress(UserError):  # it is then found not to be renewed
+                place.remove(lease)
 
 
 def _watch(place: Place, lease: str, found: dict[str, Any], say: Say) -> None:

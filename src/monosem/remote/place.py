@@ -13,6 +13,10 @@ from typing import Any
 from monosem.types import UserError
 
 
+class Unreachable(UserError):
+    """A store didn't do what it was asked for, now."""
+
+
 @dataclass(frozen=True)
 class Place:
     """What lies under a URL; names are relative to it."""
@@ -42,7 +46,11 @@ class Place:
             except FileNotFoundError:
                 found = {}
         names = {path.removeprefix(root).lstrip("/"): info for path, info in found.items()}
-        return {name: (int(info.get("size") or 0), _version(info)) for name, info in names.items()}
+        return {  # keys that end in a slash only make a folder be seen
+            name: (int(info.get("size") or 0), _version(info))
+            for name, info in names.items()
+            if name and not name.endswith("/") and info.get("type") != "directory"
+        }
 
     def download(self, name: str, target: Path) -> None:
         """Write a file's content to `target`."""
@@ -89,7 +97,7 @@ class Place:
             raise
         except Exception as error:
             reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-            raise UserError(
+            raise Unreachable(
                 f"{self.url}: can't be {how} ({reason}); see that the place exists and that this machine may use it "
                 "(credentials, network). What was finished stays; the same command goes on"
             ) from error
