@@ -295,6 +295,9 @@ def test_sums_of_other_tokens_than_the_results_are_refused(planted: Planted, tmp
 
 
 def test_the_command_says_what_it_wrote(planted: Planted, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("export-results", planted.folder) == 2
+    assert "not a study folder" in capsys.readouterr().err
+    (planted.folder / "study.toml").touch()  # what a study folder is known by
     assert cli("export-results", planted.folder) == 0
     assert capsys.readouterr().out == f"{RUN}: core\n1 files in {planted.folder / 'saebench'}\n"
     assert cli("export-results", planted.folder, "--format", "x") == 2
