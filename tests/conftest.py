@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +105,26 @@ def study_of(lm: Path, corpus: Path, runs: list[dict[str, Any]], eval_tokens: in
         "measure": {"bootstrap": 200},
         "run": runs,
     }
+
+
+def wait_until(there: Callable[[], Any], seconds: float = 240) -> Any:
+    """Return what `there()` returns once it is something."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := there():
+            return found
+        time.sleep(0.01)
+    raise AssertionError("waited in vain")
+
+
+def while_running(process: subprocess.Popen[bytes], log: Path, there: Callable[[], Any]) -> Any:
+    """Wait until something is there, as long as a process runs; log: where it says what it does."""
+
+    def check() -> Any:
+        assert process.poll() is None, log.read_text()[-3000:]
+        return there()
+
+    return wait_until(check)
 
 
 @pytest.fixture

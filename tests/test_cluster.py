@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +28,7 @@ from monosem.stages import _addressed, harvest_header
 from monosem.store import file_hash, read_json
 from monosem.types import UserError
 from monosem.work import Work
-from tests.conftest import make_documents, study_of
+from tests.conftest import make_documents, study_of, wait_until, while_running
 from tests.test_story import ENVIRONMENT, command, run, run_alone, write_study
 
 pytest.importorskip("ray")
@@ -253,25 +252,6 @@ def cluster(bucket: str) -> Iterator[Cluster]:
 
 def started(log: Path) -> bool:
     return "runtime started" in log.read_text()
-
-
-def wait_until(there: Any, seconds: float = 240) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := there():
-            return found
-        time.sleep(0.02)
-    raise AssertionError("waited in vain")
-
-
-def while_running(process: subprocess.Popen[bytes], log: Path, there: Any) -> Any:
-    """Wait until something is there, as long as a process runs; log: where it says what it does."""
-
-    def check() -> Any:
-        assert process.poll() is None, log.read_text()[-3000:]
-        return there()
-
-    return wait_until(check)
 
 
 @pytest.fixture(scope="module")

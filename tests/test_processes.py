@@ -6,13 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import study_of
+from tests.conftest import study_of, while_running
 from tests.test_story import ENVIRONMENT, command, run, run_alone, write_study
 
 pytestmark = pytest.mark.slow
@@ -106,10 +105,7 @@ def test_a_killed_process_is_replaced_and_the_result_is_the_same(made: tuple[Pat
         process = subprocess.Popen(
             command("compare", path, "--out", cut, "--nproc", "2", *options), env=ENVIRONMENT, stdout=log, stderr=log
         )
-        end = time.monotonic() + 240
-        while time.monotonic() < end and len(list(cut.glob("saes/*/checkpoint/step-*"))) < 2:
-            assert process.poll() is None
-            time.sleep(0.01)
+        while_running(process, tmp_path / "log", lambda: len(list(cut.glob("saes/*/checkpoint/step-*"))) >= 2)
         victims = children_of(process.pid)
         assert len(victims) == 2
         os.kill(victims[-1], signal.SIGKILL)
@@ -127,9 +123,7 @@ def test_ctrl_c_stops_all_processes_at_once_and_one_goes_on(made: tuple[Path, Pa
         process = subprocess.Popen(
             command("compare", path, "--out", out, "--nproc", "2", *options), env=ENVIRONMENT, stdout=file, stderr=file
         )
-        end = time.monotonic() + 240
-        while time.monotonic() < end and not list(out.glob("saes/*/checkpoint/step-*/facts.json")):
-            time.sleep(0.02)
+        while_running(process, log, lambda: list(out.glob("saes/*/checkpoint/step-*/facts.json")))
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130, log.read_text()[-3000:]
     said = log.read_text()

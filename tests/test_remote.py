@@ -21,7 +21,7 @@ from monosem.remote import RATING, address, at_hand, fetch, fetch_as_helper, hel
 from monosem.remote.place import Place, Unreachable
 from monosem.store import file_hash
 from monosem.types import UserError
-from tests.conftest import study_of
+from tests.conftest import study_of, wait_until
 from tests.test_story import ENVIRONMENT, command, run, write_study
 
 RUNS: list[dict[str, Any]] = [{"variant": "standard", "l1_coefficient": 0.5}, {"variant": "topk", "k": 8}]
@@ -139,16 +139,9 @@ def test_work_is_kept_while_it_goes_on(lab: Lab, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(working_copy, "EVERY", 0.05)
     with held(lab.on("a") and lab.url) as a:
         put(a / "x.json", "1")
-        wait_for(lambda: lab.there().get("x.json") == b"1")
+        wait_until(lambda: lab.there().get("x.json") == b"1", 30)
         (a / "x.json").unlink()
-        wait_for(lambda: list(lab.there()) == [".lease"])
-
-
-def wait_for(there: Any) -> None:
-    end = time.monotonic() + 30
-    while not there():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+        wait_until(lambda: list(lab.there()) == [".lease"], 30)
 
 
 def test_one_command_at_a_time(lab: Lab) -> None:
@@ -320,6 +313,8 @@ def test_a_store_that_does_not_answer_costs_no_training(
     assert len(list(a.glob("saes/*/sae_weights.safetensors"))) == 2
     assert "train: reused" in run("compare", path, "--out", lab.url).stdout
     assert sum(name.endswith("sae_weights.safetensors") for name in lab.there()) == 2
+    assert not list(a.glob("saes/*/checkpoint"))
+    assert not [name for name in lab.there() if "checkpoint" in name]
 
 
 def test_ctrl_c_stays_one_when_the_store_does_not_answer(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,7 +395,7 @@ def test_another_machine_goes_on_after_kill_9(lab: Lab, tiny_lm: Path, corpus: P
     environment = {**ENVIRONMENT, **os.environ}
     process = subprocess.Popen(command("compare", path, "--out", lab.url), env=environment, stdout=subprocess.DEVNULL)
     fs, root = Place(lab.url).connect()
-    wait_for(lambda: len(fs.glob(f"{root}/saes/*/checkpoint/step-*")) >= 2)
+    wait_until(lambda: len(fs.glob(f"{root}/saes/*/checkpoint/step-*")) >= 2, 30)
     process.send_signal(signal.SIGKILL)
     assert process.wait(30) == -signal.SIGKILL
     b = lab.on("b")

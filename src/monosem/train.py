@@ -101,7 +101,7 @@ def _train_in_step(trainers: list[Trainer], store: Activations, folder: Path, re
     for trainer in trainers:  # all of them, before a store that doesn't answer can stop this
         _write_sae(trainer, folder / trainer.spec.name)
     for trainer in trainers:
-        _finish(trainer, folder / trainer.spec.name)
+        _keep_sae(trainer, folder / trainer.spec.name)
 
 
 def step_all(trainers: list[Trainer], x: Tensor, index: int, log: bool) -> None:
@@ -128,10 +128,10 @@ def _write_sae(trainer: Trainer, folder: Path) -> None:
             save_sae(sae, folder)
 
     trainer.mesh.both.agreed(write)
+    drop_checkpoints(folder)
 
 
-def _finish(trainer: Trainer, folder: Path) -> None:
+def _keep_sae(trainer: Trainer, folder: Path) -> None:
     both = trainer.mesh.both
     both.agreed(lambda: keep(folder) if both.rank == 0 else None)
-    drop_checkpoints(folder)
     both.agreed(partial(keep, folder / "checkpoint"))

@@ -38,15 +38,11 @@ def run() -> int:
             return int(exit_.code or 0)
         except UserError as error:
             if leads():  # all of several processes fail at the same
-                typer.echo(f"error: {_named(error)}", err=True)
+                from monosem.remote import named
+
+                typer.echo(f"error: {named(str(error))}", err=True)
             return 2
         return 0
-
-
-def _named(error: UserError) -> str:
-    from monosem.remote import named
-
-    return named(str(error))
 
 
 def run_arguments(arguments: list[str]) -> int:
